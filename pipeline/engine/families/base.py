@@ -1,0 +1,92 @@
+"""What the engine needs to know about a model family; adding one is one file beside this."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, Self
+
+import torch
+
+from pipeline.engine.checkpoint import Checkpoint
+from pipeline.engine.decoder import Decoder
+from pruning import VideoGrid
+
+
+@dataclass(frozen=True)
+class PromptTokens:
+    """A prompt around one video: text ids before it, `tail` learnt vectors right after it, text ids after.
+
+    The tail belongs to the text: it is never pruned.
+    """
+
+    before: list[int]
+    after: list[int]
+    tail: int
+
+    @property
+    def length(self) -> int:
+        """M, the tokens that are not video."""
+        return len(self.before) + self.tail + len(self.after)
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """What a config says about a model's size: pixels a side, decoder layers and width, trained positions."""
+
+    image_size: int
+    num_layers: int
+    hidden_size: int
+    max_positions: int
+
+
+class Family(Protocol):
+    """A loaded model of one family."""
+
+    architecture: ClassVar[str]  # as config.json's "architectures" names it
+    model_type: ClassVar[str]  # as config.json's "model_type" names it
+    default_num_frames: ClassVar[int]  # what the published models were trained for
+
+    decoder: Decoder
+    patches_per_frame: int  # tokens that the vision tower works on, before pooling
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Self:
+        """Load weights, tokenizer and processor settings; ModelError if anything does not fit."""
+        ...
+
+    @classmethod
+    def sizes(cls, checkpoint: Checkpoint) -> ModelSizes:
+        """Sizes from the config alone; ModelError if it is not one of this family's."""
+        ...
+
+    def grid(self, num_frames: int) -> VideoGrid:
+        """The token grid of a video of `num_frames` frames."""
+        ...
+
+    def preprocess(self, frames: torch.Tensor) -> torch.Tensor:
+        """uint8 [T, H, W, 3] of any size to the vision tower's input, T' rows of one fixed shape."""
+        ...
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Rows of `preprocess` from any videos to video tokens [T', positions, hidden]."""
+        ...
+
+    def tokenize(self, prompt: str) -> PromptTokens:
+        """Put the prompt and one video into the chat template; ValueError if it holds a place holder."""
+        ...
+
+    def embed_prompt(self, prompt: PromptTokens) -> tuple[torch.Tensor, torch.Tensor]:
+        """Input embeddings before the video and after it, tail included, [n, hidden] each."""
+        ...
+
+    def positions(self, prompt: PromptTokens, grid: VideoGrid) -> torch.Tensor:
+        """int64 [N + M], every token's position in the unpruned sequence."""
+        ...
+
+    def is_end(self, token_id: int) -> bool:
+        """Whether a generated token ends the answer."""
+        ...
+
+    def decode_text(self, token_ids: list[int]) -> str:
+        """Generated tokens as text, without special tokens."""
+        ...

@@ -1,0 +1,120 @@
+"""LLaVA-OneVision in the Hugging Face layout: SigLIP, projector, 2x2 pooling, Qwen2.
+
+A frame becomes ceil(side / 2)² tokens (196 for 384 pixels and patches of 14); one learnt newline
+follows the whole video and counts as text.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, Self
+
+import torch
+from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
+
+from pipeline.engine.chat import Chat
+from pipeline.engine.checkpoint import Checkpoint
+from pipeline.engine.decoder import Decoder, check_decoder_config
+from pipeline.engine.errors import ModelError
+from pipeline.engine.families.base import ModelSizes, PromptTokens
+from pipeline.engine.preprocess import FramePreprocessor
+from pruning import VideoGrid
+
+
+class LlavaOnevision:
+    """A LLaVA-OneVision model on one device."""
+
+    architecture: ClassVar[str] = "LlavaOnevisionForConditionalGeneration"
+    model_type: ClassVar[str] = "llava_onevision"
+    default_num_frames: ClassVar[int] = 32
+
+    def __init__(self, model: Any, chat: Chat, preprocessor: FramePreprocessor) -> None:
+        """Use `load`; `model` is a LlavaOnevisionForConditionalGeneration."""
+        config = model.config
+        self._model = model
+        self._chat = chat
+        self._preprocessor = preprocessor
+        side = config.vision_config.image_size // config.vision_config.patch_size
+        self._positions = math.ceil(side / 2) ** 2
+        self.patches_per_frame = side * side
+        self.decoder = Decoder(model.model.language_model, model.lm_head, config.text_config)
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Self:
+        """Load from a folder; ModelError for parts that this family does not know."""
+        config = _read_config(checkpoint)
+        preprocessor = FramePreprocessor.from_folder(checkpoint.folder)
+        side = config.vision_config.image_size
+        if (preprocessor.height, preprocessor.width) != (side, side):
+            raise ModelError(
+                f"{checkpoint.folder}: the processor makes {preprocessor.height}x{preprocessor.width} frames, "
+                f"the vision tower takes {side}x{side}"
+            )
+        chat = Chat.from_folder(checkpoint.folder, config.video_token_index, config.image_token_index)
+        model: Any = checkpoint.load_weights(LlavaOnevisionForConditionalGeneration, dtype)
+        return cls(model.to(device), chat, preprocessor)
+
+    @classmethod
+    def sizes(cls, checkpoint: Checkpoint) -> ModelSizes:
+        """Sizes from the config alone."""
+        config = _read_config(checkpoint)
+        return ModelSizes(
+            image_size=config.vision_config.image_size,
+            num_layers=config.text_config.num_hidden_layers,
+            hidden_size=config.text_config.hidden_size,
+            max_positions=config.text_config.max_position_embeddings,
+        )
+
+    def grid(self, num_frames: int) -> VideoGrid:
+        """One row of positions a frame; no position is constant."""
+        return VideoGrid(num_frames, self._positions)
+
+    def preprocess(self, frames: torch.Tensor) -> torch.Tensor:
+        """uint8 [T, H, W, 3] to pixels [T, 3, side, side]."""
+        return self._preprocessor(frames, self.decoder.dtype)
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels [T, 3, side, side] to video tokens [T, positions, hidden]."""
+        # transformers sees one video of T frames and puts its newline after the last of them
+        tokens = self._model.model.get_video_features(pixels[None]).pooler_output[0, :-1]
+        return tokens.unflatten(0, (-1, self._positions))
+
+    def tokenize(self, prompt: str) -> PromptTokens:
+        """The chat template around one video and the prompt."""
+        before, after = self._chat.tokenize(prompt)
+        return PromptTokens(before, after, tail=1)
+
+    def embed_prompt(self, prompt: PromptTokens) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings before the video, and newline plus embeddings after it."""
+        newline = self._model.model.image_newline[None].to(self.decoder.dtype)
+        return self.decoder.embed(prompt.before), torch.cat((newline, self.decoder.embed(prompt.after)))
+
+    def positions(self, prompt: PromptTokens, grid: VideoGrid) -> torch.Tensor:
+        """Plain counting, int64 [N + M]."""
+        return torch.arange(grid.tokens + prompt.length, device=self.decoder.device)
+
+    def is_end(self, token_id: int) -> bool:
+        """Whether a generated token ends the answer."""
+        return token_id in self._chat.end_ids
+
+    def decode_text(self, token_ids: list[int]) -> str:
+        """Generated tokens as text, without special tokens."""
+        return self._chat.decode(token_ids)
+
+
+def _read_config(checkpoint: Checkpoint) -> LlavaOnevisionConfig:
+    """The folder's config, with those parts refused that would need another forward pass."""
+    path = checkpoint.folder / "config.json"
+    try:
+        config = LlavaOnevisionConfig.from_dict(checkpoint.config)
+        check_decoder_config(config.text_config)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
+    except Exception as error:  # transformers' validation raises whatever its fields raise
+        raise ModelError(f"{path}: {' '.join(str(error).split())}") from error
+    vision = config.vision_config.model_type
+    if vision != "siglip_vision_model":
+        raise ModelError(f"{path}: vision tower {vision!r} is not supported; supported: siglip_vision_model")
+    if config.vision_feature_select_strategy != "full":
+        raise ModelError(f"{path}: vision_feature_select_strategy must be 'full', since SigLIP has no CLS token")
+    return config

@@ -1,0 +1,94 @@
+"""What goes into the engine and what comes out of it, one video and one prompt at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """One prompt about one video.
+
+    `frames` is uint8 RGB [T, H, W, 3], T >= 1, of any size; `frame_times_s` (T numbers) says when
+    they were shown. Requests of one call that share `video_key` show the same frames: these are
+    encoded once. `seed` drives sampling and random pruning. `retention` in (0, 1] overrides that of
+    the pruning config. `temperature` 0 is greedy; `top_p` keeps the smallest set of tokens whose
+    probability reaches it.
+    """
+
+    frames: np.ndarray | torch.Tensor
+    prompt: str
+    max_new_tokens: int = 128
+    frame_times_s: tuple[float, ...] | list[float] | None = None
+    video_key: str | None = None
+    seed: int = 0
+    retention: float | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True)
+class AnswerStats:
+    """Counts and times of one answer.
+
+    `video_tokens` is N and `prompt_tokens` M of the unpruned sequence (M counts all that is not a
+    video token). `stage_tokens[s]` video tokens enter the MLP of layer `stage_layers[s]` and of all
+    up to the next stage. `retention_*` are means over the decoder layers; `flops_ratio` and
+    `kv_ratio` compare the language model's prefill and its cache with the unpruned ones. Times are
+    milliseconds, attributed: over the answers of a call they sum to the time spent. `prefill_ms`
+    excludes `prune_ms`.
+    """
+
+    video_tokens: int
+    prompt_tokens: int
+    output_tokens: int
+    segments: int | None
+    stage_layers: list[int]
+    stage_tokens: list[int]
+    retention_requested: float
+    retention_achieved: float
+    flops_ratio: float
+    kv_ratio: float
+    vision_ms: float
+    prune_ms: float
+    prefill_ms: float
+    generate_ms: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The generated text; `token_ids` ends with the end-of-text token if `finish_reason` is "stop"."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: Literal["stop", "length"]
+    stats: AnswerStats
+
+
+def check_request(request: Request, name: str) -> None:
+    """Raise ValueError, in one line that starts with `name`, if the request makes no sense."""
+    frames: Any = request.frames
+    if not isinstance(frames, np.ndarray | torch.Tensor):
+        raise ValueError(f"{name}: frames must be a numpy array or a torch tensor, not {type(frames).__name__}")
+    if frames.dtype not in (np.uint8, torch.uint8):
+        raise ValueError(f"{name}: frames must be uint8, not {frames.dtype}")
+    if frames.ndim != 4 or frames.shape[3] != 3:
+        raise ValueError(f"{name}: frames must have shape [T, H, W, 3], not {list(frames.shape)}")
+    if min(frames.shape) < 1:
+        raise ValueError(f"{name}: frames are empty, shape {list(frames.shape)}")
+    if request.frame_times_s is not None and len(request.frame_times_s) != frames.shape[0]:
+        raise ValueError(f"{name}: {len(request.frame_times_s)} frame_times_s for {frames.shape[0]} frames")
+    if not isinstance(request.prompt, str):
+        raise ValueError(f"{name}: the prompt must be text, not {type(request.prompt).__name__}")
+    if request.max_new_tokens < 1:
+        raise ValueError(f"{name}: max_new_tokens must be at least 1, not {request.max_new_tokens}")
+    if request.retention is not None and not 0.0 < request.retention <= 1.0:
+        raise ValueError(f"{name}: retention must be in (0, 1], not {request.retention}")
+    if not request.temperature >= 0.0:
+        raise ValueError(f"{name}: temperature must be 0 or more, not {request.temperature}")
+    if not 0.0 < request.top_p <= 1.0:
+        raise ValueError(f"{name}: top_p must be in (0, 1], not {request.top_p}")

@@ -1,0 +1,51 @@
+"""The next token from logits: the most likely one, or drawn with a sequence's own random numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+
+class Sampler:
+    """How one sequence picks its tokens; `temperature` 0 is greedy."""
+
+    def __init__(self, temperature: float, top_p: float, seed: int) -> None:
+        """Random numbers come from the host, one stream a sequence: neither device nor batch change them."""
+        self.temperature = temperature
+        self.top_p = top_p
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def draw(self) -> float:
+        """A uniform number in [0, 1)."""
+        return float(torch.rand((), generator=self._generator, dtype=torch.float64))
+
+
+def choose_tokens(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[int]:
+    """One token id a row of `logits`, float32 [B, vocabulary]."""
+    tokens = logits.argmax(dim=-1)
+    rows = [row for row, sampler in enumerate(samplers) if sampler.temperature > 0]
+    if rows:
+        drawn = [samplers[row] for row in rows]
+        where = torch.tensor(rows, device=logits.device)
+        tokens[where] = _sample(logits[where], drawn)
+    return tokens.tolist()
+
+
+def _sample(logits: torch.Tensor, samplers: Sequence[Sampler]) -> torch.Tensor:
+    """Draw from the top-p part of each row's distribution by inverting its cumulated probabilities."""
+
+    def column(values: list[float]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.float64, device=logits.device)[:, None]
+
+    scaled = logits.double() / column([s.temperature for s in samplers])
+    probabilities, order = scaled.softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
+    reached = probabilities.cumsum(dim=-1)
+    # A token belongs to the top-p set if those before it do not reach top_p yet; the first always does.
+    inside = (reached - probabilities) < column([s.top_p for s in samplers])
+    reached = torch.where(inside, reached, 1.0)
+    mass = torch.where(inside, probabilities, 0.0).sum(dim=-1, keepdim=True)
+    target = column([s.draw() for s in samplers]) * mass
+    index = torch.searchsorted(reached, target, right=True)
+    index = torch.minimum(index, inside.sum(dim=-1, keepdim=True) - 1)
+    return order.gather(1, index)[:, 0]

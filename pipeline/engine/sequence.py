@@ -1,0 +1,70 @@
+"""One admitted request: everything that is known about it between its first and its last token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pipeline.engine.families.base import PromptTokens
+from pipeline.engine.request import AnswerStats, Request
+from pipeline.engine.sampling import Sampler
+from pruning import StagePlan, VideoGrid
+from pruning.cost import DecoderShape, flops_ratio, kv_ratio
+
+
+@dataclass(eq=False)
+class Sequence:
+    """A request with its token counts fixed, and the answer as it grows.
+
+    Order in the sequence: prompt before the video, video tokens, prompt after the video, answer.
+    """
+
+    number: int  # place in the call's list of requests
+    video: str  # the same for sequences that show the same frames
+    request: Request
+    prompt: PromptTokens
+    grid: VideoGrid
+    plan: StagePlan
+    retention: float
+    sampler: Sampler
+    next_position: int  # of the first generated token: the unpruned sequence's length
+    token_ids: list[int] = field(default_factory=list)
+    is_stopped: bool = False
+    segments: int | None = None
+    vision_ms: float = 0.0
+    prune_ms: float = 0.0
+    prefill_ms: float = 0.0
+    generate_ms: float = 0.0
+
+    @property
+    def text_tokens(self) -> int:
+        """M: tokens of the prompt that are not video."""
+        return self.prompt.length
+
+    @property
+    def cached_tokens(self) -> list[int]:
+        """Entries of each layer's KV cache after prefill."""
+        return [tokens + self.text_tokens for tokens in self.plan.attention_tokens()]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the answer is complete."""
+        return self.is_stopped or len(self.token_ids) >= self.request.max_new_tokens
+
+    def stats(self, shape: DecoderShape) -> AnswerStats:
+        """The counts and times to report."""
+        return AnswerStats(
+            video_tokens=self.grid.tokens,
+            prompt_tokens=self.text_tokens,
+            output_tokens=len(self.token_ids),
+            segments=self.segments,
+            stage_layers=list(self.plan.layers),
+            stage_tokens=list(self.plan.counts),
+            retention_requested=self.retention,
+            retention_achieved=self.plan.retention,
+            flops_ratio=flops_ratio(shape, self.plan, self.text_tokens),
+            kv_ratio=kv_ratio(self.plan, self.text_tokens),
+            vision_ms=self.vision_ms,
+            prune_ms=self.prune_ms,
+            prefill_ms=self.prefill_ms,
+            generate_ms=self.generate_ms,
+        )

@@ -1,0 +1,37 @@
+"""Which answers two jobs share: a short hash of everything that changes an answer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from pipeline.config import JobConfig
+from pipeline.prompts import PROMPT_FORMAT
+
+# Raised when the pipeline itself starts to answer the same config differently (other sampling of frames, say).
+_PIPELINE_VERSION = 1
+
+
+def answer_settings(config: JobConfig, model_hash: str) -> dict[str, Any]:
+    """What the fingerprint covers: task, frames, model content and dtype, prompts, sampling, pruning, requested budget.
+
+    Left out: names and places, the cluster, time limits, retries, and the model's source, whose
+    content hash stands for it.
+    """
+    return {
+        "version": _PIPELINE_VERSION,
+        "prompt_format": PROMPT_FORMAT,
+        "task": config.task,
+        "video": config.video.model_dump(mode="json", include={"frames", "policy"}),
+        "model": {"hash": model_hash, "dtype": config.model.dtype},
+        "generation": config.generation.model_dump(mode="json"),
+        "pruning": config.pruning.model_dump(mode="json", exclude={"retention"}),
+        "budget": config.budget.model_dump(mode="json"),
+    }
+
+
+def fingerprint(config: JobConfig, model_hash: str) -> str:
+    """12 hexadecimal digits over `answer_settings`, whatever the order of keys in the job file."""
+    text = json.dumps(answer_settings(config, model_hash), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,164 @@
+"""The Ray Data graph: manifest shards -> groups -> decoders -> answerers -> rows on the driver.
+
+Every block between decoder and answerer is one video, so decoding, answering and committing
+overlap, and the frames in flight are bounded in batches: two at each answerer and about as many
+waiting (`_context`). The driver is the one writer: it collects rows by shard and commits a
+shard when its last row has arrived.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+# Read once, when ray.data is imported: apply `downstream_capacity_backpressure_ratio` at all times,
+# not only when half of the object store's budget is used up.
+os.environ.setdefault("RAY_DATA_DOWNSTREAM_CAPACITY_OBJECT_STORE_BUDGET_UTIL_THRESHOLD", "0")
+
+import pyarrow as pa
+import ray.data
+
+from pipeline.results import Committed, commit_shard
+from pipeline.stages import Answerer, Decoder
+from pipeline.stages_tables import read_groups
+
+if TYPE_CHECKING:
+    from pipeline.plan import Plan, Shard
+
+_READERS = 2  # tasks that read manifest shards: a shard is read in far less time than it is answered
+_READER_CPUS = 0.25
+_SMALL_CLUSTER_CPUS = 8
+
+
+@dataclass(frozen=True)
+class Pools:
+    """How many actors each stage has, and what each of them takes from its node."""
+
+    decoders: int
+    answerers: int
+    batch_size: int
+    cpus_per_actor: float = 1.0
+    gpus_per_answerer: float = 0.0
+    threads_per_answerer: int = 1
+    retries: int = 2
+
+
+def cpus_per_actor(cluster_cpus: float, actors: int) -> float:
+    """The cores to reserve for each actor: one, or on a small machine a share that lets all of them fit.
+
+    Half a core stays free for the tasks that read manifest shards, without which nothing starts.
+    """
+    if not 0 < cluster_cpus < _SMALL_CLUSTER_CPUS:
+        return 1.0
+    return max(0.01, min(1.0, int((cluster_cpus - 2 * _READER_CPUS) / actors * 100) / 100))
+
+
+def answered_rows(
+    shards: Iterable[Shard], pools: Pools, decoder: dict[str, Any], answerer: dict[str, Any]
+) -> Iterator[pa.Table]:
+    """Run the graph; yield tables of ANSWER_SCHEMA as they are finished, in no order.
+
+    `decoder` and `answerer` are the constructor arguments of the two stages. What Ray raises passes through.
+    """
+    sources = [{"uri": shard.uri} for shard in shards if shard.rows > shard.refused]
+    if not sources:
+        return
+    with ray.data.DataContext.current(_context()):
+        rows = (
+            ray.data.from_items(sources, override_num_blocks=len(sources))
+            .map_batches(
+                read_groups,
+                batch_size=1,
+                batch_format="pyarrow",
+                compute=ray.data.TaskPoolStrategy(size=_READERS),
+                num_cpus=_READER_CPUS,
+            )
+            .map_batches(
+                Decoder,
+                fn_constructor_kwargs=decoder,
+                batch_size=1,
+                batch_format="pyarrow",
+                compute=_pool(pools.decoders, pools.cpus_per_actor),
+                num_cpus=pools.cpus_per_actor,
+                max_task_retries=pools.retries,
+            )
+            .map_batches(
+                Answerer,
+                fn_constructor_kwargs=answerer,
+                batch_size=pools.batch_size,
+                batch_format="pyarrow",
+                compute=_pool(pools.answerers, pools.cpus_per_actor),
+                num_cpus=pools.cpus_per_actor,
+                num_gpus=pools.gpus_per_answerer,
+                max_task_retries=pools.retries,
+            )
+        )
+        yield from rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+
+
+class Collector:
+    """Gathers rows by shard and commits each shard when its last row is there. The run's one writer.
+
+    `rows` and `failed` count what has come in, refused rows included.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        """Nothing is written yet."""
+        self._plan = plan
+        self._open = {shard.name: shard for shard in plan.shards}
+        self._arrived: dict[str, dict[str, dict[str, Any]]] = {}
+        self.rows = self.failed = plan.refused
+
+    def commit_refused(self) -> Iterator[Committed]:
+        """Commit the shards of which nothing enters the graph."""
+        for shard in self._plan.shards:
+            if shard.rows == shard.refused:
+                yield self._commit(shard.name)
+
+    def add(self, table: pa.Table) -> Iterator[Committed]:
+        """Take rows of ANSWER_SCHEMA; yield the shards that became complete and are committed."""
+        for row in table.to_pylist():
+            name = row.pop("shard")
+            arrived = self._arrived.setdefault(name, {})
+            if name not in self._open or row["item_id"] in arrived:
+                continue  # a twin, from a task that Ray ran again
+            arrived[row["item_id"]] = row
+            self.rows += 1
+            self.failed += row["status"] == "error"
+            if len(arrived) == self._open[name].rows - self._open[name].refused:
+                yield self._commit(name)
+
+    def commit_rest(self) -> Iterator[Committed]:
+        """Commit what is still open after the graph has ended: rows that never came become error rows `lost`.
+
+        Not to be called after a failure: shards left open then are done again by a later run.
+        """
+        for name in list(self._open):
+            missing = self._open[name].rows - self._open[name].refused - len(self._arrived.get(name, {}))
+            self.rows += missing
+            self.failed += missing
+            yield self._commit(name)
+
+    def _commit(self, name: str) -> Committed:
+        return commit_shard(self._plan, self._open.pop(name), self._arrived.pop(name, {}).values())
+
+
+def _pool(size: int, cpus: float) -> ray.data.ActorPoolStrategy:
+    # All at once where they fit; else one, and more as Ray Data finds room: actors that wait for
+    # cores must not take the last ones from the tasks that feed them.
+    fits = size * cpus <= ray.cluster_resources().get("CPU", 0) / 2 or cpus < 1
+    return ray.data.ActorPoolStrategy(min_size=1, max_size=size, initial_size=size if fits else 1)
+
+
+def _context() -> ray.data.DataContext:
+    context = ray.data.DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # Cut every output into blocks of one row: a group is decoded and sent on by itself. (A repartition
+    # step would do so too, but takes a core that a machine of two does not have.)
+    context.target_max_block_size = 1
+    # A stage may be ahead of the next by as much as that has in work, and no more.
+    context.downstream_capacity_backpressure_ratio = 1.0
+    return context

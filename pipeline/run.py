@@ -1,0 +1,148 @@
+"""A whole job: validate, plan, connect, answer, commit, sum up."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
+from functools import partial
+
+import pyarrow as pa
+
+from pipeline.config import JobConfig
+from pipeline.engine import ModelError, ModelInfo, model_info
+from pipeline.errors import ClusterError, UserError, one_line
+from pipeline.fingerprint import fingerprint
+from pipeline.graph import Collector, Pools, answered_rows
+from pipeline.manifest import check_manifest
+from pipeline.plan import Plan, make_run_id, plan_run
+from pipeline.progress import OnProgress, Progress
+from pipeline.results import Committed
+from pipeline.run_cluster import choose_pools, cluster
+from pipeline.stages import Engine, load_engine
+from pipeline.storage import check_writable, join, write_atomic
+from pipeline.summary import RunSummary, Tally, summarize
+
+
+def run_job(
+    config: JobConfig, on_progress: OnProgress | None = None, load: Callable[[], Engine] | None = None
+) -> RunSummary:
+    """Answer every row of the manifest; afterwards each has exactly one row in the result files.
+
+    Order: checks that need no cluster, the plan in the run folder, the cluster, the graph, the
+    summary. `load` replaces the engine that the answerers load (it must pickle). Raises UserError
+    when something of the job must be changed (before a cluster starts, except for weights that turn
+    out unusable), ClusterError when cluster or storage fail: what was committed by then stays,
+    `summary.json` counts it, and the shards still open have no result file, so that a later run
+    knows to do them.
+    """
+    report = on_progress or (lambda _: None)
+    started_at = datetime.now(UTC)
+    report(Progress("plan"))
+    check_manifest(config.manifest)
+    check_writable(config.output)
+    model = _model_info(config)
+    plan = plan_run(config, make_run_id(started_at), fingerprint(config, model.model_hash), started_at)
+    finish = partial(_finish, plan, config, model.name, started_at)
+    tally = Tally()
+    try:
+        _answer(config, plan, model.default_frames, load, tally, report)
+    except (UserError, ClusterError) as error:
+        with suppress(UserError, ClusterError):  # the first error is the one to tell
+            finish(tally, exit_status=2 if isinstance(error, UserError) else 3)
+        raise
+    summary = finish(tally, exit_status=1 if tally.failed_share > config.failures.max_failed_share else 0)
+    report(Progress("done", tally.rows, tally.errors, plan.rows))
+    return summary
+
+
+def _model_info(config: JobConfig) -> ModelInfo:
+    # On the CPU, whatever the job asks for: the driver's machine need not have the workers' GPU.
+    try:
+        return model_info(config.model.source, device="cpu")
+    except ModelError as error:
+        raise UserError(f"model.source: {error}") from error
+
+
+def _answer(
+    config: JobConfig,
+    plan: Plan,
+    default_frames: int,
+    load: Callable[[], Engine] | None,
+    tally: Tally,
+    report: OnProgress,
+) -> None:
+    """Run the graph over the plan and commit every shard."""
+    collector = Collector(plan)
+
+    def commit(files: Iterable[Committed]) -> None:
+        for file in files:
+            tally.add(file)
+
+    commit(collector.commit_refused())
+    report(Progress("start", collector.rows, collector.failed, plan.rows))
+    if plan.refused < plan.rows:
+        with cluster():
+            pools = choose_pools(config)
+            frames = default_frames if config.video.frames == "auto" else config.video.frames
+            decoder = {"frames": frames, "retries": config.failures.retries}
+            answerer = {
+                "load": load or _engine_loader(config, pools),
+                "pruning": config.pruning,
+                "sampling": config.generation.model_dump(exclude={"prompt"}),
+            }
+            for table in _named_errors(answered_rows(plan.shards, pools, decoder, answerer)):
+                commit(collector.add(table))
+                report(Progress("answer", collector.rows, collector.failed, plan.rows))
+    commit(collector.commit_rest())
+
+
+def _engine_loader(config: JobConfig, pools: Pools) -> Callable[[], Engine]:
+    model = config.model
+    # Without a GPU of its own an actor must not find one that belongs to another.
+    device = "cpu" if model.device == "auto" and pools.gpus_per_answerer == 0 else model.device
+    return partial(load_engine, model.source, device, model.dtype, pools.threads_per_answerer)
+
+
+def _named_errors(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """Pass tables through; turn what stops the graph into UserError or ClusterError."""
+    try:
+        yield from tables
+    except (UserError, ClusterError):
+        raise
+    except Exception as error:
+        unusable = re.search(r"\bModelError: (.+)", str(error))
+        if unusable:
+            raise UserError(f"model.source: {one_line(unusable[1])}") from error
+        raise ClusterError(f"the graph stopped: {_last_line(error)}") from error
+
+
+def _last_line(error: BaseException) -> str:
+    # Ray puts the remote traceback into the message; its last line names the cause.
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return one_line(lines[-1] if lines else type(error).__name__)
+
+
+def _finish(
+    plan: Plan, config: JobConfig, model: str, started_at: datetime, tally: Tally, exit_status: int
+) -> RunSummary:
+    """Write summary.json into the run folder."""
+    summary = summarize(
+        tally,
+        started_at,
+        exit_status=exit_status,
+        run_id=plan.run_id,
+        name=config.name,
+        task=config.task,
+        output=config.output,
+        results=join(config.output, "results", f"run_date={plan.run_date}", f"{plan.run_id}-*.parquet"),
+        fingerprint=plan.fingerprint,
+        model=model,
+        pruning_method=config.pruning.method,
+        retention_requested=config.budget.retention,
+        manifest_rows=plan.rows,
+        max_failed_share=config.failures.max_failed_share,
+    )
+    write_atomic(join(plan.folder, "summary.json"), summary.to_json().encode())
+    return summary

@@ -1,0 +1,164 @@
+"""Checked manifest rows on the local disk, in manifest order, readable in any order.
+
+The plan must bring together the rows of one video wherever they stand in the manifest. It keeps
+24 bytes a row in memory (`order`) and the rows themselves in one Arrow file.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.config import Task
+from pipeline.manifest import Manifest
+from pipeline.manifest_batches import Batch
+from pipeline.manifest_rows import PlannedRow, Unreadable, plan_row, read_columns, unreadable_row
+
+TEXT, INT, FLOAT = pa.string(), pa.int64(), pa.float64()
+ROW_FIELDS: tuple[pa.Field, ...] = tuple(
+    pa.field(name, kind)
+    for name, kind in {
+        "row": INT,
+        "identity": TEXT,
+        "group": TEXT,
+        "video_id": TEXT,
+        "uri": TEXT,
+        "prompt": TEXT,
+        "options": pa.list_(TEXT),
+        "start_s": FLOAT,
+        "end_s": FLOAT,
+        "retention": FLOAT,
+        "frames": INT,
+        "max_new_tokens": INT,
+        "error_stage": TEXT,
+        "error_code": TEXT,
+        "error_message": TEXT,
+    }.items()
+)
+_PLANNED = ("video_id", "uri", "prompt", "options", "start_s", "end_s", "retention", "frames", "max_new_tokens")
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What of a job decides how its manifest rows are read and named."""
+
+    task: Task
+    default_prompt: str | None
+    fingerprint: str
+
+
+class StagedRows:
+    """The rows of a manifest after `stage`: `len()`, `order()` and `take()`."""
+
+    def __init__(self, path: Path, groups: np.ndarray) -> None:
+        """Open the Arrow file at `path`; `groups` holds one 64-bit group hash a row."""
+        self._file = pa.ipc.open_file(pa.memory_map(str(path)))
+        lengths = [self._file.get_batch(place).num_rows for place in range(self._file.num_record_batches)]
+        self._starts = np.cumsum([0, *lengths])
+        self._groups = groups
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return len(self._groups)
+
+    def order(self) -> tuple[np.ndarray, np.ndarray]:
+        """All rows, those of one group together, groups and rows by first appearance; and where each group ends.
+
+        Returns int64 [rows] and int64 [groups].
+        """
+        _, first, member = np.unique(self._groups, return_index=True, return_inverse=True)
+        leader = first[member]
+        order = np.argsort(leader, kind="stable")
+        ends = np.flatnonzero(np.diff(leader[order], append=-1)) + 1
+        return order, ends
+
+    def take(self, rows: np.ndarray) -> pa.Table:
+        """The rows of these numbers, in this order."""
+        batches = np.searchsorted(self._starts, rows, side="right") - 1
+        by_batch = np.argsort(batches, kind="stable")
+        pieces = [
+            self._file.get_batch(int(batch)).take(pa.array(rows[places] - self._starts[batch]))
+            for batch, places in _runs(batches, by_batch)
+        ]
+        back = np.empty_like(by_batch)
+        back[by_batch] = np.arange(len(rows))
+        return pa.Table.from_batches(pieces).take(pa.array(back))
+
+
+def _runs(batches: np.ndarray, by_batch: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    sorted_batches = batches[by_batch]
+    cuts = np.flatnonzero(np.diff(sorted_batches)) + 1
+    for places in np.split(by_batch, cuts):
+        yield batches[places[0]], places
+
+
+def stage(manifest: Manifest, asking: Asking, carried: Sequence[tuple[str, pa.Field]], path: Path) -> StagedRows:
+    """Check every row of the manifest and write it to `path`.
+
+    `carried` pairs a manifest column with the result field that it fills; those columns travel in
+    one struct column `carried`, where no name can collide.
+    """
+    fields = [*ROW_FIELDS, *([pa.field("carried", pa.struct([field for _, field in carried]))] if carried else [])]
+    schema = pa.schema(fields)
+    used = read_columns(asking.task, manifest.rows.schema)
+    groups = array("Q")
+    with pa.ipc.new_file(str(path), schema) as writer:
+        for batch in manifest.rows.batches():
+            columns = _row_columns(_planned(batch, used, manifest.folder, asking), asking.fingerprint, len(groups))
+            groups.extend(int(group[:16], 16) for group in columns["group"])
+            arrays = [pa.array(columns[field.name], field.type) for field in ROW_FIELDS]
+            if carried:
+                arrays.append(_struct(batch.rows, carried))
+            writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
+    return StagedRows(path, np.frombuffer(groups, dtype=np.uint64) if groups else np.empty(0, np.uint64))
+
+
+def _planned(batch: Batch, used: Sequence[str], folder: str, asking: Asking) -> Iterator[PlannedRow]:
+    cells = {name: _values(batch.rows.column(name)) for name in used}
+    for place in range(batch.rows.num_rows):
+        if place in batch.problems:
+            problem = batch.problems[place]
+            yield unreadable_row(problem.message, problem.digest)
+        else:
+            values = {name: cells[name][place] for name in used}
+            yield plan_row(values, folder, asking.task, asking.default_prompt)
+
+
+def _row_columns(planned: Iterator[PlannedRow], fingerprint: str, first_row: int) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = {field.name: [] for field in ROW_FIELDS}
+    for number, row in enumerate(planned, first_row):
+        identity = row.identity(fingerprint)
+        columns["row"].append(number)
+        columns["identity"].append(identity)
+        columns["group"].append(row.group(identity))
+        for name in _PLANNED:
+            columns[name].append(getattr(row, name))
+        columns["error_stage"].append(row.error and row.error.stage)
+        columns["error_code"].append(row.error and row.error.code)
+        columns["error_message"].append(row.error and row.error.message)
+    return columns
+
+
+def _values(column: pa.Array) -> list[Any]:
+    try:
+        return column.to_pylist()
+    except (ValueError, OverflowError, pa.ArrowException):
+        return [_value(cell) for cell in column]
+
+
+def _value(cell: pa.Scalar) -> Any:
+    try:
+        return cell.as_py()
+    except (ValueError, OverflowError, pa.ArrowException):
+        return Unreadable()
+
+
+def _struct(rows: pa.RecordBatch, carried: Sequence[tuple[str, pa.Field]]) -> pa.StructArray:
+    fields = [field for _, field in carried]
+    return pa.StructArray.from_arrays([rows.column(name) for name, _ in carried], fields=fields)

@@ -1,0 +1,1 @@
+"""The built-in model: a procedural video world, a training recipe, and the checkpoint it made."""

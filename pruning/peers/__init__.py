@@ -1,0 +1,1 @@
+"""Other methods behind the same protocol, for side-by-side runs on the same tokens."""

@@ -1,0 +1,34 @@
+"""What methods have in common that choose tokens at the input and leave the later layers alone."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+
+from pruning.protocol import Kept, Needs, StagePlan, VideoGrid, VideoTokens
+from pruning.schedule import plan_input_only
+
+
+class InputOnly(ABC):
+    """A pruner with one stage, at layer 0; its retention is its input keep ratio."""
+
+    name: str
+    needs = Needs()
+
+    def plan(self, grid: VideoGrid, num_layers: int, retention: float) -> StagePlan:
+        """Keep round(r·N) tokens, at least 1, for all layers."""
+        return plan_input_only(grid, num_layers, retention)
+
+    def prune_input(self, videos: Sequence[VideoTokens]) -> list[Kept]:
+        """Keep each video's chosen rows as they are."""
+        return [Kept(self.choose(video, video.plan.counts[0]).to(video.hidden.device)) for video in videos]
+
+    def prune_layer(self, stage: int, videos: Sequence[VideoTokens]) -> list[Kept]:
+        """Raise ValueError: no plan of this method has a later stage."""
+        raise ValueError(f"{self.name} prunes at the input only, there is no stage {stage}")
+
+    @abstractmethod
+    def choose(self, video: VideoTokens, count: int) -> torch.Tensor:
+        """`count` rows of the video's tokens, int64 ascending."""

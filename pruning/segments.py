@@ -1,0 +1,91 @@
+"""Where a video changes, and what each part adds (HieraVid, Level 1)."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from pruning.protocol import VideoGrid
+from pruning.vectors import cosine, unit
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """A video cut into segments.
+
+    `starts` are the first frames of the segments, ascending from 0. `similarity` is [T−1, P]
+    float32: cosine of each token with the same position one frame earlier. `values` are the
+    segments' marginal values v and `scores` their z-scores, S long each.
+    """
+
+    starts: tuple[int, ...]
+    similarity: torch.Tensor
+    values: tuple[float, ...]
+    scores: tuple[float, ...]
+
+    def frame_segments(self) -> torch.Tensor:
+        """The segment of each frame, [T] int64, on the device of `similarity`."""
+        frames = self.similarity.shape[0] + 1
+        lengths = [end - start for start, end in zip(self.starts, (*self.starts[1:], frames), strict=True)]
+        ids = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+        return ids.to(self.similarity.device)
+
+
+def segment_video(hidden: torch.Tensor, grid: VideoGrid, tau: float, beta: float) -> Segmentation:
+    """Cut a video where a frame repeats too little of the one before.
+
+    `hidden` is [N, d], all tokens of `grid`. Frame t ≥ 1 has the merge ratio m[t], the share of its
+    positions whose cosine with the previous frame exceeds `tau`; a segment starts at frame 0 and
+    wherever m[t] < `beta`. The grid's constant positions have no say in m or in segment means.
+    Raises ValueError if the grid does not fit `hidden` or has no position that is not constant.
+    """
+    if hidden.shape[0] != grid.tokens:
+        raise ValueError(f"{grid.frames} × {grid.positions} tokens expected, got {hidden.shape[0]}")
+    constants = set(grid.constants)
+    picture = [p for p in range(grid.positions) if p not in constants]
+    if not picture:
+        raise ValueError("a frame needs at least one position that is not constant")
+    tokens = hidden.reshape(grid.frames, grid.positions, -1)
+    similarity = _similarity_to_previous(tokens)
+    repeats = (similarity > tau) if not constants else (similarity[:, picture] > tau)
+    starts = (0, *(t for t, n in enumerate(repeats.sum(1).tolist(), start=1) if n / len(picture) < beta))
+    values = marginal_values(_segment_means(tokens if not constants else tokens[:, picture], starts))
+    return Segmentation(starts, similarity, tuple(values), tuple(standard_scores(values)))
+
+
+def marginal_values(means: torch.Tensor) -> list[float]:
+    """What each segment adds to those before it and shares with those after (MMG-Vid), S long.
+
+    `means` is [S, d]: v_i = ½·cos(f_i, mean f_<i) + ½·(1 − cos(f_i, mean f_>i)); the first
+    segment's first term and the last one's second are 0.
+    """
+    values = means.new_zeros(means.shape[0], dtype=torch.float32)
+    # A cosine does not change with length, so sums stand for means.
+    before = means[:-1].cumsum(0)
+    after = means[1:].flip(0).cumsum(0).flip(0)
+    values[1:] += 0.5 * cosine(means[1:], before)
+    values[:-1] += 0.5 * (1 - cosine(means[:-1], after))
+    return values.tolist()
+
+
+def standard_scores(values: Sequence[float]) -> list[float]:
+    """(v − mean) / population std; all 0 where the std is below 1e-4."""
+    mean, std = statistics.fmean(values), statistics.pstdev(values)
+    return [(v - mean) / std if std >= 1e-4 else 0.0 for v in values]
+
+
+def _similarity_to_previous(tokens: torch.Tensor) -> torch.Tensor:
+    """Cosine of each token of `tokens` [T, P, d] with its position's predecessor, [T−1, P]."""
+    units = unit(tokens)
+    return (units[1:] * units[:-1]).sum(-1)
+
+
+def _segment_means(tokens: torch.Tensor, starts: Sequence[int]) -> torch.Tensor:
+    """Mean token of each segment, [S, d] float32, from `tokens` [T, P', d]."""
+    frames = tokens.float().mean(1)
+    index = torch.arange(frames.shape[0], device=frames.device)
+    return F.embedding_bag(index, frames, torch.tensor(starts, device=frames.device), mode="mean")
