@@ -111,7 +111,7 @@ def _norm(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def _mask(group: torch.Tensor) -> torch.Tensor:
-    """[B, 1, S, S], True where a query may look: backwards, at shared tokens and at its own branch; padding at itself."""
+    """[B, 1, S, S], True where a query may look: back, at shared tokens and its own branch; padding at itself."""
     length = group.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=group.device).tril()
     same = group[:, :, None] == group[:, None, :]
