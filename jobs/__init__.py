@@ -1,0 +1,1 @@
+"""What a user starts: thin command lines over the pipeline."""

@@ -22,13 +22,15 @@ def open_parquet(path: Path, uri: str) -> BatchSource:
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
-    """The same values without encodings and extension types, which only some readers know."""
+    """The same values without encodings, views and extension types, which not all readers and Arrow kernels know."""
     if isinstance(kind, pa.BaseExtensionType):
         return plain_type(kind.storage_type)
     if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
         return plain_type(kind.value_type)
-    if pa.types.is_null(kind):
+    if pa.types.is_null(kind) or kind == pa.string_view():
         return pa.string()
+    if kind == pa.binary_view():
+        return pa.binary()
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         inner = kind.value_field.with_type(plain_type(kind.value_type))
         return pa.list_(inner) if pa.types.is_list(kind) else pa.large_list(inner)

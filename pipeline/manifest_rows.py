@@ -110,8 +110,7 @@ def _check(
         prompt = asked or default_prompt
     if prompt is None:
         raise RowError("manifest", "bad_row", "the row asks nothing: it has neither a question nor a prompt")
-    if known.get("options"):
-        prompt = with_options(prompt, known["options"])
+    prompt = with_options(prompt, known.get("options") or ())
     if len(prompt) > MAX_PROMPT:
         known["options"] = None
         raise _too_large("prompt", len(prompt), MAX_PROMPT)

@@ -8,7 +8,8 @@ from string import ascii_uppercase
 
 PROMPT_FORMAT = 1
 """Raised with every change to the text that `with_options` makes: it is part of the fingerprint."""
-OPTION_REQUEST = "Answer with the letter."
+OPTION_REQUEST = "Answer with the option's letter from the given choices directly."
+"""The wording of the public video benchmarks, which the large models and the built-in one were trained with."""
 MAX_OPTIONS = len(ascii_uppercase)
 
 _BARE_LETTER = re.compile(r"\(?([A-Za-z])(?:[).:]*|[).:]+\s.*)\Z", re.DOTALL)
@@ -17,7 +18,9 @@ _NAMED_LETTER = re.compile(r"\b(?i:answer|option|choice)\b(?i:\s+is)?\s*:?\s*\(?
 
 
 def with_options(question: str, options: Sequence[str]) -> str:
-    """The question, one line `A. text` for each option, and a line that asks for the letter."""
+    """The question, a line `A. text` for each option, one that asks for the letter; without options the question."""
+    if not options:
+        return question
     lines = [f"{letter}. {option}" for letter, option in zip(ascii_uppercase, options, strict=False)]
     return "\n".join([question, *lines, OPTION_REQUEST])
 

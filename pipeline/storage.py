@@ -67,7 +67,7 @@ def filesystem_for(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     # arguments, and so of fsspec's instance cache: a changed AWS_ENDPOINT_URL gets a new client.
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     filesystem = fsspec.filesystem("s3", endpoint_url=endpoint, config_kwargs=_S3_CONFIG, use_listings_cache=False)
-    return filesystem, uri[len("s3://") :]
+    return filesystem, uri[len("s3:") :].lstrip("/")
 
 
 @contextmanager
@@ -227,7 +227,7 @@ def delete(uri: str) -> None:
 def check_readable(uri: str) -> None:
     """Raise UserError unless the file `uri` can be opened."""
     filesystem, path = filesystem_for(uri)
-    with job_errors(uri, "read"), filesystem.open(path, "rb") as file:
+    with job_errors(uri, "read"), filesystem.open(path, "rb", cache_type="none") as file:
         file.read(1)
 
 

@@ -158,7 +158,7 @@ def random_drops(batch: Batch, generator: torch.Generator) -> dict[int, torch.Te
 def losses(
     trainer: LanguageTrainer, batch: Batch, drops: dict[int, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-    """Loss of the text (weighted mean), loss of the dense targets, and the logits' picks for scoring."""
+    """Loss of the text (weighted mean), loss of the dense targets, and which picks are right (see `score`)."""
     logits, hidden, alive = trainer(batch, drops)
     learnt = batch.target != IGNORE
     picked = logits[learnt]
@@ -167,20 +167,26 @@ def losses(
     labels = batch.dense.gather(1, alive[..., None].expand(-1, -1, batch.dense.shape[-1]))
     shows = (labels[..., 3] > 0).float()
     dense = torch.zeros((), device=logits.device)
-    for column, head in enumerate(trainer.heads.values()):
+    result = {"right": picked.argmax(-1) == batch.target[learnt], "where": learnt}
+    for column, (name, head) in enumerate(trainer.heads.items()):
         known = labels[..., column] != IGNORE
         if known.any():
-            each = F.cross_entropy(head(hidden[known]), labels[..., column][known], reduction="none")
+            said, truth = head(hidden[known]), labels[..., column][known]
             importance = 0.1 + 0.9 * shows[known]
+            each = F.cross_entropy(said, truth, reduction="none")
             dense = dense + (each * importance).sum() / importance.sum()
-    return text, dense, {"right": picked.argmax(-1) == batch.target[learnt], "where": learnt}
+            result[f"token {name}"] = (said.argmax(-1) == truth)[shows[known] > 0]
+    return text, dense, result
 
 
 def score(batch: Batch, result: dict[str, torch.Tensor]) -> dict[str, list[float]]:
-    """Teacher-forced: share of right first answer words by question kind, and of right caption words."""
+    """Teacher-forced hits (0 or 1) by question kind, on caption words, and of dense targets on object tokens."""
     right = torch.zeros_like(batch.target, dtype=torch.bool)
     right[result["where"]] = result["right"]
     out: dict[str, list[float]] = defaultdict(list)
+    for name, hits in result.items():
+        if name.startswith("token "):
+            out[name] += hits.float().tolist()
     for row, kinds in enumerate(batch.kinds):
         for number, kind in enumerate(kinds, 1):
             mine = (batch.branch[row] == number) & (batch.weight[row] > 0.2)
@@ -214,7 +220,7 @@ def train_language(
 ) -> dict[str, float]:
     """Train the decoder in place until `recipe.minutes` are spent (counting earlier runs); returns its scores.
 
-    State goes to `folder`/language.pt every few minutes; a later call goes on from there. `save` is called whenever the
+    State goes to `folder`/language.pt every 250 steps; a later call goes on from there. `save` is called whenever the
     model holds the averaged weights and may be exported.
     """
     torch.manual_seed(recipe.seed)
@@ -255,7 +261,7 @@ def train_language(
     )
     generator = torch.Generator().manual_seed(recipe.seed + state["step"])
     recent: dict[str, list[float]] = defaultdict(list)
-    began, saved, last = time.monotonic() - state["spent"], time.monotonic(), False
+    began, last = time.monotonic() - state["spent"], False
 
     def swap() -> None:
         for p, a in zip(params, average, strict=True):
@@ -297,11 +303,8 @@ def train_language(
             swap()
             scores = validate(trainer, held)
             print(f"validation at {state['step']}: " + " ".join(f"{k} {v:.3f}" for k, v in scores.items()), flush=True)
-            if last or time.monotonic() - saved > 240:
-                save()
+            save()
             swap()
-        if last or time.monotonic() - saved > 240:
-            saved = time.monotonic()
             stored = {
                 "trainer": trainer.state_dict(),
                 "optimisers": [o.state_dict() for o in optimisers],

@@ -67,7 +67,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(JSON, max_size=6))
 def test_any_json_column_fits_an_arrow_type_that_parquet_can_hold(values):
     made = column_of(values)

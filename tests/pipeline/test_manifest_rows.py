@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import ERROR_CODES
 from pipeline.manifest_rows import MAX_PROMPT, Unreadable, plan_row
+from pipeline.prompts import OPTION_REQUEST
 
 
 def planned(task="qa", default_prompt=None, **values):
@@ -55,7 +56,7 @@ def test_what_is_asked(task, values, default, prompt):
 def test_options_are_lettered_in_the_prompt(options):
     row = planned(options=options)
     assert row.options == ["red", "blue"]
-    assert row.prompt == "what?\nA. red\nB. blue\nAnswer with the letter."
+    assert row.prompt == f"what?\nA. red\nB. blue\n{OPTION_REQUEST}"
 
 
 @pytest.mark.parametrize("options", [None, [], "", " "])
@@ -176,7 +177,7 @@ VALUES = (
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     st.fixed_dictionaries(
         {},

@@ -209,7 +209,7 @@ ROW = st.fixed_dictionaries(
 LINES = st.lists(ROW.map(json.dumps) | st.sampled_from(["{broken", "[]", "null"]), max_size=40)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(LINES, st.integers(1, 12))
 def test_every_manifest_row_stands_in_the_plan_exactly_once(tmp_path_factory, lines, rows_per_shard):
     folder = tmp_path_factory.mktemp("plan")

@@ -1,14 +1,17 @@
 import pytest
 
-from pipeline.prompts import parse_option, with_options
+from pipeline.prompts import OPTION_REQUEST, parse_option, with_options
 
 COLOURS = ["red", "blue", "dark green"]
 
 
 def test_options_are_lettered_below_the_question():
-    assert with_options("What colour?", COLOURS) == (
-        "What colour?\nA. red\nB. blue\nC. dark green\nAnswer with the letter."
-    )
+    lines = with_options("What colour?", COLOURS).splitlines()
+    assert lines == ["What colour?", "A. red", "B. blue", "C. dark green", OPTION_REQUEST]
+
+
+def test_a_question_without_options_stays_as_it_is():
+    assert with_options("What colour?", []) == "What colour?"
 
 
 @pytest.mark.parametrize(

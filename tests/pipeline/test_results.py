@@ -177,6 +177,27 @@ def test_carried_columns_keep_their_types_and_values(job, tmp_path):
     assert written["colour"].to_pylist() == [None, "red", "red"]
 
 
+def test_carried_columns_of_odd_types_are_readable_everywhere(job, tmp_path):
+    odd = {
+        "uuid": pa.array([bytes(range(16)), None], pa.uuid()),
+        "text_view": pa.array(["x", None], pa.string_view()),
+        "bytes_view": pa.array([b"x", None], pa.binary_view()),
+        "map": pa.array([[("a", 1)], None], pa.map_(pa.string(), pa.int64())),
+        "half": pa.array([np.float16(1.5), None], pa.float16()),
+        "time": pa.array([1, None], pa.time64("us")),
+        "pair": pa.array([[1, 2], None], pa.list_(pa.int32(), 2)),
+        "hollow": pa.array([{"a": None}, None], pa.struct([("a", pa.null())])),
+    }
+    pq.write_table(pa.table({"uri": ["a.mp4", "b.mp4"], **odd}), tmp_path / "m.parquet")
+    plan = planned(job(str(tmp_path / "m.parquet")))
+    uri = commit_shard(plan, plan.shards[0], []).uri
+    rows = duckdb.sql(f"SELECT {', '.join(odd)} FROM '{uri}' ORDER BY uri").fetchall()
+    first = dict(zip(odd, rows[0], strict=True))
+    assert (first["uuid"], first["text_view"], first["bytes_view"]) == (bytes(range(16)), "x", b"x")
+    assert (first["half"], first["map"], tuple(first["pair"])) == (1.5, {"a": 1}, (1, 2))
+    assert rows[1] == (None,) * len(odd)
+
+
 def test_duckdb_reads_all_runs_at_once(job, write_jsonl, tmp_path):
     manifest = write_jsonl(*({"uri": f"{number}.mp4", "reference": "a dog", "n": number} for number in range(7)))
     plan = planned(job(manifest, "cluster.rows_per_shard=3"))

@@ -37,7 +37,7 @@ def broken_s3(environment, status, failures=None, then=b""):
             self.send_response(200 if recovered else status)
             self.send_header("Content-Length", str(len(then) if recovered else 0))
             self.end_headers()
-            self.wfile.write(then if recovered else b"")
+            self.wfile.write(then if recovered and self.command != "HEAD" else b"")
 
         do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = answer
 
