@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
 
+from pipeline.engine.checkpoint import one_line, read_json
 from pipeline.engine.errors import ModelError
 
 
@@ -28,8 +28,7 @@ class Chat:
         try:
             tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # a damaged file surfaces as whatever its parser raises
-            message = " ".join(str(error).split())[:200]
-            raise ModelError(f"{folder}: the tokenizer cannot be loaded ({message})") from error
+            raise ModelError(f"{folder}: the tokenizer cannot be loaded ({one_line(error)})") from error
         ids = (video_id, *other_place_holder_ids)
         place_holders = tuple(token for token in tokenizer.convert_ids_to_tokens(list(ids)) if token is not None)
         if tokenizer.convert_ids_to_tokens(video_id) is None:
@@ -71,7 +70,7 @@ def _read_template(folder: Path, tokenizer: Any) -> str:
     """The multimodal template: older folders keep it beside a text-only one of the tokenizer's."""
     legacy = folder / "chat_template.json"
     if not (folder / "chat_template.jinja").is_file() and legacy.is_file():
-        return json.loads(legacy.read_text(encoding="utf-8"))["chat_template"]
+        return read_json(legacy)["chat_template"]
     if not isinstance(tokenizer.chat_template, str):
         raise ModelError(f"{folder}: no chat template (chat_template.jinja)")
     return tokenizer.chat_template
@@ -80,7 +79,7 @@ def _read_template(folder: Path, tokenizer: Any) -> str:
 def _read_end_ids(folder: Path, tokenizer: Any) -> frozenset[int]:
     """Tokens that end an answer: generation_config.json's, else the tokenizer's own."""
     path = folder / "generation_config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    config = read_json(path) if path.is_file() else {}
     ids = config.get("eos_token_id")
     ids = tokenizer.eos_token_id if ids is None else ids
     if ids is None:

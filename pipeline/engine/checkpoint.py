@@ -62,13 +62,7 @@ class Checkpoint:
         path = folder / "config.json"
         if not path.is_file():
             raise ModelError(f"{folder}: no config.json, so not a model in the Hugging Face layout")
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ModelError(f"{path}: not readable as JSON ({error})") from error
-        if not isinstance(config, dict):
-            raise ModelError(f"{path}: not a JSON object")
-        return cls(name, folder, config)
+        return cls(name, folder, read_json(path))
 
     def content_hash(self) -> str:
         """sha256 (hex) over the names and contents of the weight, config and tokenizer files."""
@@ -84,7 +78,7 @@ class Checkpoint:
             pickled = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in self.folder.glob(pattern))
             found = f"; pickled weights ({pickled[0]}) are never loaded" if pickled else ""
             raise ModelError(f"{self.folder}: no .safetensors weights{found}")
-        verbosity = transformers_logging.get_verbosity()
+        verbosity, has_bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
         transformers_logging.set_verbosity(transformers_logging.CRITICAL)  # its report is a table; ours is one line
         transformers_logging.disable_progress_bar()
         try:
@@ -98,10 +92,11 @@ class Checkpoint:
                 output_loading_info=True,
             )
         except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
-            raise ModelError(f"{self.folder}: the weights cannot be loaded ({_one_line(error)})") from error
+            raise ModelError(f"{self.folder}: the weights cannot be loaded ({one_line(error)})") from error
         finally:
             transformers_logging.set_verbosity(verbosity)
-            transformers_logging.enable_progress_bar()
+            if has_bar:
+                transformers_logging.enable_progress_bar()
         self._refuse_mismatches(report)
         return model.eval().requires_grad_(False)
 
@@ -116,6 +111,17 @@ class Checkpoint:
                 raise ModelError(f"{self.folder}: weight {keys[0]} {problem}{more}")
 
 
-def _one_line(error: BaseException) -> str:
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; ModelError if it holds something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path}: not a JSON object")
+    return content
+
+
+def one_line(error: BaseException) -> str:
     """An exception's message without its line breaks, cut to what fits a terminal line or two."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -63,18 +63,21 @@ class VideoLLM:
         return describe(self._checkpoint, self._family.decoder.dtype, self._family.decoder.device)
 
     @torch.inference_mode()
-    def answer(self, requests: Iterable[Request], pruning: PruningConfig) -> list[Answer]:
+    def answer(self, requests: Iterable[Request], pruning: PruningConfig | Pruner) -> list[Answer]:
         """Answer any number of requests, in order.
+
+        `pruning` names a method, or is one of your own; then the requests say how much is kept, 1.0 where
+        they do not.
 
         What else is in the call changes neither the kept tokens nor an answer, up to ties in floating
         point. Raises ValueError (PromptTooLongError where that is the reason) before anything is
         computed if one of the requests cannot be answered.
         """
-        pruner = make_pruner(pruning)
+        pruner, retention = _method(pruning)
         family = self._family
         decoder = family.decoder
         sequences = [
-            self._admit(number, request, pruner, pruning.retention, f"request {number}")
+            self._admit(number, request, pruner, retention, f"request {number}")
             for number, request in enumerate(requests)
         ]
         _check_shared_videos(sequences)
@@ -150,6 +153,13 @@ class VideoLLM:
             finish_reason="stop" if sequence.is_stopped else "length",
             stats=sequence.stats(self._family.decoder.shape),
         )
+
+
+def _method(pruning: PruningConfig | Pruner) -> tuple[Pruner, float]:
+    """The pruner, and the retention of requests that do not name theirs."""
+    if isinstance(pruning, PruningConfig):
+        return make_pruner(pruning), pruning.retention
+    return pruning, 1.0
 
 
 def _check_shared_videos(sequences: list[Sequence]) -> None:

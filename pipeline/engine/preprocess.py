@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pipeline.engine.checkpoint import read_json
 from pipeline.engine.errors import ModelError
 from pipeline.engine.resize import resize_frames
 
@@ -68,7 +68,7 @@ def _read_processor_config(folder: Path) -> tuple[dict[str, Any], Path]:
         path = folder / name
         if not path.is_file():
             continue
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
         config = config.get(key) if key else config
         if config:
             return config, path

@@ -10,6 +10,7 @@ import torch
 
 from pipeline.engine import PromptTooLongError, Request, VideoLLM, batching, vision
 from pruning import PruningConfig, make_pruner
+from tests.engine.recording import answer_traced
 from tests.engine.videos import make_video
 
 HALF = PruningConfig(method="hieravid", retention=0.5)
@@ -81,6 +82,17 @@ def test_times_are_shares_of_the_time_spent(llm, monkeypatch):
     assert long.prune_ms == pytest.approx(2 * short.prune_ms)
     assert short.prefill_ms + long.prefill_ms == pytest.approx(2)
     assert (short.generate_ms, long.generate_ms) == (pytest.approx(1), pytest.approx(3))
+
+
+def test_half_precision_gives_about_the_same_logits(llm, grouped_folder):
+    half = VideoLLM.load(grouped_folder, device="cpu", dtype="bfloat16")
+    requests = [ask(4, max_new_tokens=2), ask(2, max_new_tokens=2, seed=1)]
+    _, exact = answer_traced(llm, requests, PruningConfig(method="uniform", retention=0.5))
+    answers, rounded = answer_traced(half, requests, PruningConfig(method="uniform", retention=0.5))
+    for one, other in zip(exact, rounded, strict=True):
+        assert torch.corrcoef(torch.stack((one.logits[0], other.logits[0])))[0, 1] > 0.99
+        assert all(part.dtype == torch.bfloat16 for layer in other.cache for part in layer)
+    assert [len(a.token_ids) for a in half.answer(requests, HALF)] == [len(a.token_ids) for a in answers]
 
 
 def test_a_request_may_override_the_retention(llm):

@@ -129,6 +129,14 @@ def test_sources_that_are_no_folder_are_refused(source, message):
     refused(source, message)
 
 
+@pytest.mark.parametrize(
+    "name", ["config.json", "preprocessor_config.json", "generation_config.json", "tokenizer.json"]
+)
+def test_a_damaged_file_is_refused(folder, name):
+    (folder / name).write_text("{ not json")
+    refused(folder, name.split(".")[0])
+
+
 def test_a_folder_without_config_is_refused(tmp_path):
     refused(tmp_path, r"no config\.json")
 

@@ -5,10 +5,11 @@ import itertools
 import pytest
 import torch
 
-from pipeline.engine import Request
+from pipeline.engine import Request, VideoLLM
 from pruning import Kept, Needs, PruningConfig, StagePlan
+from tests.engine.checkpoints import Shape, write_checkpoint
 from tests.engine.recording import answer_traced
-from tests.engine.reference import dense_logits, embed, masked_run, prompt_inputs
+from tests.engine.reference import dense_logits, embed, load_reference, masked_run, prompt_inputs
 from tests.engine.videos import make_video
 
 TOLERANCE = 1e-3
@@ -119,6 +120,17 @@ def compare_with_masking(llm, reference, request, answer, trace):
             assert own_part.shape[1] == plan.attention_tokens()[layer] + stats.prompt_tokens
             torch.testing.assert_close(own_part, other_part, atol=TOLERANCE, rtol=0)
     torch.testing.assert_close(torch.stack(trace.logits), expected.logits, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 4])
+def test_a_stage_in_the_last_layer_changes_nothing(tmp_path, layers):
+    folder = write_checkpoint(tmp_path, Shape(layers=layers))
+    llm, reference = VideoLLM.load(folder, device="cpu"), load_reference(folder)
+    requests = ragged_requests(max_new_tokens=8)
+    answers, traces = answer_traced(llm, requests, PruningConfig(method="hieravid", retention=0.3))
+    for request, answer, trace in zip(requests, answers, traces, strict=True):
+        assert answer.stats.stage_layers[-1] == layers - 1
+        compare_with_masking(llm, reference, request, answer, trace)
 
 
 def test_the_masking_reference_covers_merged_values_and_late_stages(pair):

@@ -13,7 +13,7 @@ import torch
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
 from pipeline.engine.chat import Chat
-from pipeline.engine.checkpoint import Checkpoint
+from pipeline.engine.checkpoint import Checkpoint, one_line
 from pipeline.engine.decoder import Decoder, check_decoder_config
 from pipeline.engine.errors import ModelError
 from pipeline.engine.families.base import ModelSizes, PromptTokens
@@ -111,7 +111,7 @@ def _read_config(checkpoint: Checkpoint) -> LlavaOnevisionConfig:
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
     except Exception as error:  # transformers' validation raises whatever its fields raise
-        raise ModelError(f"{path}: {' '.join(str(error).split())}") from error
+        raise ModelError(f"{path}: {one_line(error)}") from error
     vision = config.vision_config.model_type
     if vision != "siglip_vision_model":
         raise ModelError(f"{path}: vision tower {vision!r} is not supported; supported: siglip_vision_model")
