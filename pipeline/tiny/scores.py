@@ -65,7 +65,7 @@ def print_scores(folder: Path, scores: dict[str, Any], examples: int, console: C
     table = Table(title="Answers beside the truth", show_lines=False)
     for column in ("video", "question", "answer", "reference", ""):
         table.add_column(column, overflow="fold")
-    shown = [*captions[: max(1, examples // 4)], *questions[:: max(1, len(questions) // examples)][:examples]]
+    shown = [*captions[: max(1, examples // 4)], *questions[:: len(questions) // examples + 1]]
     for row in shown:
         right = row["answer"] == row["reference"]
         prompt = row["prompt"].splitlines()[0]
