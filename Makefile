@@ -6,7 +6,7 @@ DEMO_CLIPS ?= 24
 PY := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint scores clean
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
@@ -21,6 +21,20 @@ demo: $(READY)
 	@$(PY) -m jobs.caption --config configs/demo-caption.yaml
 	@$(PY) -m jobs.qa --config configs/demo-qa.yaml
 	@$(PY) -m pipeline.tiny.scores out/demo
+
+# The built-in model's scores on 500 validation clips, unpruned and at 0.3; committed in its checkpoint folder.
+scores: $(READY)
+	$(PY) -m pipeline.tiny.clips --split validation --count 500 --out out/scores --cache out/clips
+	$(call both_jobs,full,budget.retention=1.0 pruning.method=none)
+	$(PY) -m pipeline.tiny.scores out/scores/full --json out/scores/full.json
+	$(call both_jobs,pruned,budget.retention=0.3)
+	$(PY) -m pipeline.tiny.scores out/scores/pruned --json out/scores/pruned.json
+	$(PY) -m pipeline.tiny.separation --clips 200 --cache out/clips --json out/scores/separation.json
+
+define both_jobs
+	for task in caption qa; do $(PY) -m jobs.$$task --config configs/demo-$$task.yaml \
+	  manifest=out/scores/$$task.jsonl output=out/scores/$(1)/$$task $(2) || exit; done
+endef
 
 test: lint
 	$(PY) -m pytest

@@ -142,20 +142,34 @@ class PoolClips:
 
     def __call__(self, rng: np.random.Generator, frames: int) -> SceneTokens:
         """A clip of `frames` frames."""
-        scenes: list[Scene] = []
-        tokens, owners = [], []
+        while True:
+            numbers = self._choose(rng, split_slots(rng, frames, scene_count(rng, frames)))
+            if numbers:
+                return self._compose(rng, numbers)
+
+    def _choose(self, rng: np.random.Generator, lengths: list[int]) -> list[int]:
+        """Scenes of these lengths that share no object and are not too many together; empty if none were found."""
+        chosen: list[int] = []
         taken: set[tuple[str, str]] = set()
-        for length in split_slots(rng, frames, scene_count(rng, frames)):
-            for _ in range(30):
-                number = int(rng.choice(self._by_length[length]))
-                scene = self._pool.scenes[number]
-                pairs = {(o.colour, o.shape) for o in scene.objects}
+        for length in lengths:
+            candidates = self._by_length.get(length, [])
+            for _ in range(30 if candidates else 0):
+                number = int(rng.choice(candidates))
+                pairs = {(o.colour, o.shape) for o in self._pool.scenes[number].objects}
                 if not pairs & taken and len(taken) + len(pairs) <= MAX_OBJECTS:
+                    chosen.append(number)
+                    taken |= pairs
                     break
             else:
-                return self(rng, frames)
-            taken |= pairs
-            rows = slice(self._pool.starts[number], self._pool.starts[number] + length)
+                return []
+        return chosen
+
+    def _compose(self, rng: np.random.Generator, numbers: list[int]) -> SceneTokens:
+        scenes: list[Scene] = []
+        tokens, owners = [], []
+        for number in numbers:
+            scene = self._pool.scenes[number]
+            rows = slice(self._pool.starts[number], self._pool.starts[number] + scene.slots)
             step = -1 if rng.random() < 0.5 else 1
             scenes.append(scene if step == 1 else scene.reversed())
             tokens.append(self._tokens[rows][::step].astype(np.float32))
