@@ -9,7 +9,8 @@ shard when its last row has arrived.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 # not only when half of the object store's budget is used up.
 os.environ.setdefault("RAY_DATA_DOWNSTREAM_CAPACITY_OBJECT_STORE_BUDGET_UTIL_THRESHOLD", "0")
 
-import pyarrow as pa
 import ray.data
+from ray.util.annotations import RayDeprecationWarning
 
 from pipeline.results import Committed, commit_shard
 from pipeline.stages import Answerer, Decoder
-from pipeline.stages_tables import read_groups
+from pipeline.stages_tables import read_groups, unpack_answers
 
 if TYPE_CHECKING:
     from pipeline.plan import Plan, Shard
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 _READERS = 2  # tasks that read manifest shards: a shard is read in far less time than it is answered
 _READER_CPUS = 0.25
 _SMALL_CLUSTER_CPUS = 8
+_START_TIMEOUT_S = 1800  # for nodes to come up and a large model to load; then the run fails instead of waiting on
 
 
 @dataclass(frozen=True)
@@ -57,22 +59,24 @@ def cpus_per_actor(cluster_cpus: float, actors: int) -> float:
 
 def answered_rows(
     shards: Iterable[Shard], pools: Pools, decoder: dict[str, Any], answerer: dict[str, Any]
-) -> Iterator[pa.Table]:
-    """Run the graph; yield tables of ANSWER_SCHEMA as they are finished, in no order.
+) -> Iterator[list[dict[str, Any]]]:
+    """Run the graph; yield the rows of each batch (as `unpack_answers`) when it is finished, in no order.
 
     `decoder` and `answerer` are the constructor arguments of the two stages. What Ray raises passes through.
     """
     sources = [{"uri": shard.uri} for shard in shards if shard.rows > shard.refused]
     if not sources:
         return
-    with ray.data.DataContext.current(_context()):
+    with ray.data.DataContext.current(_context()), warnings.catch_warnings():
+        # How often a task is tried again whose actor died. Ray 2.60 has no other name for it yet.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
         rows = (
             ray.data.from_items(sources, override_num_blocks=len(sources))
             .map_batches(
                 read_groups,
                 batch_size=1,
                 batch_format="pyarrow",
-                compute=ray.data.TaskPoolStrategy(size=_READERS),
+                compute=ray.data.TaskPoolStrategy(size=min(_READERS, len(sources))),
                 num_cpus=_READER_CPUS,
             )
             .map_batches(
@@ -95,7 +99,8 @@ def answered_rows(
                 max_task_retries=pools.retries,
             )
         )
-        yield from rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    for table in rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        yield unpack_answers(table)
 
 
 class Collector:
@@ -117,9 +122,9 @@ class Collector:
             if shard.rows == shard.refused:
                 yield self._commit(shard.name)
 
-    def add(self, table: pa.Table) -> Iterator[Committed]:
-        """Take rows of ANSWER_SCHEMA; yield the shards that became complete and are committed."""
-        for row in table.to_pylist():
+    def add(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Committed]:
+        """Take rows of `answered_rows`; yield the shards that became complete and are committed."""
+        for row in map(dict, rows):
             name = row.pop("shard")
             arrived = self._arrived.setdefault(name, {})
             if name not in self._open or row["item_id"] in arrived:
@@ -159,6 +164,8 @@ def _context() -> ray.data.DataContext:
     # Cut every output into blocks of one row: a group is decoded and sent on by itself. (A repartition
     # step would do so too, but takes a core that a machine of two does not have.)
     context.target_max_block_size = 1
+    # Nothing is decoded before the model is there: frames would fill the object store meanwhile.
+    context.wait_for_min_actors_s = _START_TIMEOUT_S
     # A stage may be ahead of the next by as much as that has in work, and no more.
     context.downstream_capacity_backpressure_ratio = 1.0
     return context

@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
-
-import pyarrow as pa
+from typing import Any
 
 from pipeline.config import JobConfig
 from pipeline.engine import ModelError, ModelInfo, model_info
@@ -92,8 +91,8 @@ def _answer(
                 "pruning": config.pruning,
                 "sampling": config.generation.model_dump(exclude={"prompt"}),
             }
-            for table in _named_errors(answered_rows(plan.shards, pools, decoder, answerer)):
-                commit(collector.add(table))
+            for rows in _named_errors(answered_rows(plan.shards, pools, decoder, answerer)):
+                commit(collector.add(rows))
                 report(Progress("answer", collector.rows, collector.failed, plan.rows))
     commit(collector.commit_rest())
 
@@ -105,10 +104,10 @@ def _engine_loader(config: JobConfig, pools: Pools) -> Callable[[], Engine]:
     return partial(load_engine, model.source, device, model.dtype, pools.threads_per_answerer)
 
 
-def _named_errors(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """Pass tables through; turn what stops the graph into UserError or ClusterError."""
+def _named_errors(batches: Iterator[list[dict[str, Any]]]) -> Iterator[list[dict[str, Any]]]:
+    """Pass batches through; turn what stops the graph into UserError or ClusterError."""
     try:
-        yield from tables
+        yield from batches
     except (UserError, ClusterError):
         raise
     except Exception as error:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,6 +17,10 @@ import ray
 from pipeline.config import JobConfig
 from pipeline.errors import ClusterError, UserError, one_line
 from pipeline.graph import Pools, cpus_per_actor
+
+_CONNECT_ATTEMPTS = 3
+_CONNECT_TIMEOUT_S = 5.0
+_CORE_LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
 
 
 @contextmanager
@@ -39,12 +45,54 @@ def cluster() -> Iterator[None]:
 
 
 def _connect(address: str | None) -> None:
-    # Our own display shows the run; what workers print stays in Ray's log files.
-    quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+    """Join the cluster at `address`, or start one. Our own display shows the run; Ray keeps to its log files."""
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+            handler.setLevel(logging.CRITICAL)
     if address:
-        ray.init(address="auto", **quiet)
-    else:
-        ray.init(address="local", include_dashboard=False, **quiet)
+        _check_answers(address)
+    with _quiet_core():
+        if address:
+            ray.init(address="auto", logging_level=logging.ERROR, log_to_driver=False)
+        else:
+            ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+
+
+def _check_answers(address: str) -> None:
+    """Raise OSError if nobody listens at `host:port`: Ray itself would wait for minutes, then end the process."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit() or "/" in host:
+        return  # "auto", or a form that Ray judges by itself
+    for attempt in range(1, _CONNECT_ATTEMPTS + 1):
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
+            return
+        except OSError as error:
+            if attempt == _CONNECT_ATTEMPTS:
+                raise OSError(f"nothing answers at {address} ({error.strerror or error})") from error
+        time.sleep(1.0)
+
+
+@contextmanager
+def _quiet_core() -> Iterator[None]:
+    """Keep Ray's C++ side, in a driver that connects in this block, from printing to stderr.
+
+    It warns of every actor pool that Ray Data makes. Its level comes from the environment, and that
+    it was found there is itself printed: hence the redirection. Failures are raised, not printed.
+    """
+    level = os.environ.get(_CORE_LOG_LEVEL)
+    os.environ.setdefault(_CORE_LOG_LEVEL, "fatal")
+    stderr = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
+        if level is None:
+            del os.environ[_CORE_LOG_LEVEL]
 
 
 def choose_pools(config: JobConfig) -> Pools:
@@ -62,7 +110,7 @@ def choose_pools(config: JobConfig) -> Pools:
         batch_size=wanted.batch_size,
         cpus_per_actor=cpus_per_actor(resources.get("CPU", 0), wanted.decoders + wanted.answerers),
         gpus_per_answerer=gpus,
-        # More than its share of the cores makes answerers on one machine slow each other down.
-        threads_per_answerer=max(1, int(resources.get("CPU", 1) // wanted.answerers)),
+        # One core stays with the decoders; answerers of one machine that want all the others fight.
+        threads_per_answerer=max(1, int(resources.get("CPU", 1) - 1) // wanted.answerers),
         retries=config.failures.retries,
     )

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from pipeline.errors import RowError
 from pipeline.results import blank_row, error_row, parse_option
-from pipeline.stages_tables import ANSWER_SCHEMA, DECODED_SCHEMA, MEASURED, PLAIN_COLUMNS
+from pipeline.stages_tables import DECODED_SCHEMA, MEASURED, PLAIN_COLUMNS, pack_answers
 from pipeline.storage import fetch_video
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Decoder:
 
 
 class Answerer:
-    """Frames in (DECODED_SCHEMA), one result row for each item out (ANSWER_SCHEMA), failed or not."""
+    """Frames in (DECODED_SCHEMA), one result row for each item out (ANSWER), failed or not."""
 
     def __init__(self, load: Callable[[], Engine], pruning: PruningConfig, sampling: dict[str, Any]) -> None:
         """`load` gets the model in the actor; `sampling` holds Request's max_new_tokens, temperature, top_p, seed."""
@@ -143,7 +143,7 @@ class Answerer:
             row["frames"] = group["shape"][0]
             row["wait_ms"] = max(0.0, (begun - group["decoded_at"]).total_seconds() * 1e3)
             rows.append(row)
-        return pa.Table.from_pylist(rows, schema=ANSWER_SCHEMA)
+        return pack_answers(rows)
 
     def _request(self, group: dict[str, Any], item: dict[str, Any], frames: np.ndarray) -> Request:
         from pipeline.engine import Request

@@ -7,6 +7,7 @@ asked of it: fetched, decoded and encoded once.
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -66,7 +67,7 @@ DECODED_SCHEMA = pa.schema(
 )
 PLAIN_COLUMNS = [name for name in DECODED_SCHEMA.names if name not in ("items", "pixels")]
 # A result row on its way: what the driver fills in later is still null.
-ANSWER_SCHEMA = pa.schema([*(field.with_nullable(True) for field in RESULT_SCHEMA), ("shard", pa.string())])
+ANSWER = pa.struct([*(field.with_nullable(True) for field in RESULT_SCHEMA), ("shard", pa.string())])
 
 
 def read_groups(shards: pa.Table) -> pa.Table:
@@ -77,9 +78,20 @@ def read_groups(shards: pa.Table) -> pa.Table:
     rows = pq.read_table(io.BytesIO(data), columns=[*of_group, *of_item, "error_code"])
     rows = rows.filter(pc.is_null(rows["error_code"]))
     keys = rows["group"].to_pylist()
-    starts = [i for i, key in enumerate(keys) if i == 0 or key != keys[i - 1]]
+    starts = pa.array([i for i, key in enumerate(keys) if i == 0 or key != keys[i - 1]], pa.int32())
     items = [rows[name].combine_chunks() for name in of_item]
     grouped = pa.ListArray.from_arrays(
-        pa.array([*starts, len(keys)], pa.int32()), pa.StructArray.from_arrays(items, fields=list(ITEM))
+        pa.concat_arrays([starts, pa.array([len(keys)], pa.int32())]),
+        pa.StructArray.from_arrays(items, fields=list(ITEM)),
     )
     return pa.table([*(rows[name].take(starts) for name in of_group), grouped], schema=GROUP_SCHEMA)
+
+
+def pack_answers(rows: list[dict[str, Any]]) -> pa.Table:
+    """The result rows of a batch as one row: each row of the graph travels by itself, and these should not."""
+    return pa.table({"answers": pa.array([rows], pa.list_(ANSWER))})
+
+
+def unpack_answers(table: pa.Table) -> list[dict[str, Any]]:
+    """What `pack_answers` packed, with the additional key `shard`."""
+    return [row for batch in table["answers"].to_pylist() for row in batch]

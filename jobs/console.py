@@ -1,0 +1,172 @@
+"""What the jobs print: the live display, the closing table, one clear line for an error."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from pipeline.config import Task
+from pipeline.config_load import load_config
+from pipeline.errors import ClusterError, UserError
+from pipeline.progress import Progress
+
+if TYPE_CHECKING:
+    from pipeline.summary import RunSummary
+
+INTERRUPTED = 130  # as a shell reports a process that Ctrl-C ended
+_LINE_INTERVAL_S = 5.0
+_PHASES = {"plan": "planning", "start": "starting", "answer": "answering", "done": "done"}
+
+
+def run_command(task: Task, config: Path, overrides: Sequence[str]) -> int:
+    """Run the job that a command line names, print what happens, and return the exit status.
+
+    0 done; 1 more rows failed than the job allows; 2 the user must change something; 3 cluster or
+    storage failed. Errors go to stderr, the result to stdout.
+    """
+    try:
+        job = load_config(config, overrides, task)
+        from pipeline.run import run_job  # late: a mistake in the config should not wait for Ray to load
+
+        with Display() as display:
+            summary = run_job(job, display)
+    except (UserError, ClusterError) as error:
+        _complain(str(error))
+        return 2 if isinstance(error, UserError) else 3
+    except KeyboardInterrupt:
+        _complain("interrupted; what is committed stays")
+        return INTERRUPTED
+    show_summary(summary)
+    if summary.exit_status == 1:
+        _complain(
+            f"{summary.errors} of {summary.rows} rows failed ({summary.failed_share:.1%}), more than "
+            f"failures.max_failed_share allows ({summary.max_failed_share:.1%}): {_codes(summary)}"
+        )
+    return summary.exit_status
+
+
+def _complain(message: str) -> None:
+    for line in message.splitlines():
+        print(f"error: {line}", file=sys.stderr)
+
+
+class Display(AbstractContextManager["Display"]):
+    """Shows a run's progress on stderr: bars on a terminal, else a plain line every few seconds, as for job logs."""
+
+    def __init__(self) -> None:
+        """Nothing is shown before the block is entered."""
+        self._latest: Progress | None = None
+        self._started = time.monotonic()
+        self._bars: Bars | None = None
+        self._ended = threading.Event()
+        self._lines = threading.Thread(target=self._print_lines, daemon=True)
+
+    def __enter__(self) -> Self:
+        """Begin to show."""
+        console = Console(stderr=True)
+        if console.is_terminal:
+            self._bars = Bars(
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[told]}"),
+                TimeElapsedColumn(),
+                console=console,
+                transient=True,
+            )
+            self._bars.add_task("", total=None, told="")
+            self._bars.start()
+        else:
+            self._lines.start()
+        return self
+
+    def __call__(self, progress: Progress) -> None:
+        """Take a new state of the run."""
+        self._latest = progress
+        if self._bars is not None:
+            self._bars.update(
+                self._bars.task_ids[0],
+                description=_PHASES[progress.phase],
+                total=progress.total or None,
+                completed=progress.rows,
+                told=f"{progress.failed} failed" if progress.failed else "",
+            )
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """End the display."""
+        self._ended.set()
+        if self._bars is not None:
+            self._bars.stop()
+        else:
+            self._lines.join()
+
+    def _print_lines(self) -> None:
+        while not self._ended.wait(_LINE_INTERVAL_S):
+            if self._latest is not None:
+                print(self._line(self._latest), file=sys.stderr, flush=True)
+
+    def _line(self, now: Progress) -> str:
+        rows = f" {now.rows} of {now.total} rows" if now.total else ""
+        failed = f", {now.failed} failed" if now.failed else ""
+        return f"{_PHASES[now.phase]}{rows}{failed}, {time.monotonic() - self._started:.0f} s"
+
+
+def show_summary(summary: RunSummary) -> None:
+    """Print the closing table, where the results are, and a query that reads them."""
+    table = Table(title=f"{summary.task} · {summary.name}", title_justify="left", show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for name, value in summary_rows(summary):
+        table.add_row(name, value)
+    Console().print(table)
+    # Not through rich, which would break paths and commands at the width of the terminal.
+    print(f"results  {summary.results}")
+    print(f"query    {query_command(summary.results)}")
+
+
+def summary_rows(summary: RunSummary) -> list[tuple[str, str]]:
+    """The lines of the closing table: a name and a value each."""
+    busy_s = sum(summary.stage_ms.values()) / 1e3
+    shares = [f"{name.removesuffix('_ms')} {ms / busy_s / 10:.0f} %" for name, ms in summary.stage_ms.items() if busy_s]
+    starting_s = summary.elapsed_s - (summary.working_s or 0.0)
+    failed = f"{summary.errors} ({_codes(summary)})" if summary.errors else "0"
+    return [
+        ("videos", f"{summary.videos:,}"),
+        ("rows", f"{summary.ok:,} answered of {summary.rows:,}"),
+        ("failed", failed),
+        ("videos/min", _or_none(summary.videos_per_min, "{:,.1f}")),
+        ("video tokens", f"{summary.video_tokens:,} in → {summary.kept_tokens:,} kept"),
+        ("mean retention", f"{_or_none(summary.retention_mean, '{:.3f}')} (asked {summary.retention_requested:g})"),
+        ("busy", f"{busy_s:,.1f} s" + (f": {', '.join(shares)}" if shares else "")),
+        ("waiting", f"{summary.wait_ms / max(1, summary.rows) / 1e3:,.1f} s a row from decoder to model"),
+        ("took", f"{summary.elapsed_s:,.1f} s, {starting_s:,.1f} s of it starting and stopping"),
+    ]
+
+
+def _or_none(value: float | None, form: str) -> str:
+    return "none" if value is None else form.format(value)
+
+
+def _codes(summary: RunSummary) -> str:
+    return ", ".join(f"{code} {count}" for code, count in summary.error_codes.items())
+
+
+def query_command(results: str) -> str:
+    """A shell command that reads result files with DuckDB."""
+    files = results.replace("'", "''")
+    sql = f"SELECT video_id, answer, retention_achieved, total_ms FROM '{files}' LIMIT 20"  # noqa: S608  # shown, not run
+    remote = "import fsspec; duckdb.register_filesystem(fsspec.filesystem('s3')); " if "://" in results else ""
+    return shlex.join([sys.executable, "-c", f"import duckdb; {remote}duckdb.sql({sql!r}).show()"])
