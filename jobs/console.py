@@ -87,7 +87,7 @@ class Display(AbstractContextManager["Display"]):
                 console=console,
                 transient=True,
             )
-            self._bars.add_task("", total=None, told="")
+            self._bars.add_task("loading", total=None, told="")
             self._bars.start()
         else:
             self._lines.start()

@@ -8,16 +8,14 @@ shard when its last row has arrived.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-# Read once, when ray.data is imported: apply `downstream_capacity_backpressure_ratio` at all times,
-# not only when half of the object store's budget is used up.
-os.environ.setdefault("RAY_DATA_DOWNSTREAM_CAPACITY_OBJECT_STORE_BUDGET_UTIL_THRESHOLD", "0")
+from pipeline import run_environment  # noqa: F401  # before Ray
 
+# isort: split
 import ray.data
 from ray.util.annotations import RayDeprecationWarning
 

@@ -9,9 +9,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Before Ray is imported, as Ray reads it then. What the user has set stays.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a video archive does not phone home
+from pipeline import run_environment  # noqa: F401  # before Ray
 
+# isort: split
 import ray
 
 from pipeline.config import JobConfig

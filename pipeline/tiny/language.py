@@ -202,6 +202,32 @@ def _lettered(items: list[Appearance], rng: np.random.Generator) -> list[Questio
     return found
 
 
+_DOMAINS: dict[str, tuple[str, ...]] = {
+    "colour": tuple(COLOURS),
+    "mover": tuple(COLOURS),
+    "first": tuple(COLOURS),
+    "last": tuple(COLOURS),
+    "shape": SHAPES,
+    "direction": (*DIRECTIONS, "still"),
+    "scene": ORDINALS,
+    "scenes": NUMBERS[1:5],
+    "objects": NUMBERS[1:6],
+    "count": NUMBERS[:4],
+}
+
+
+def lettered(question: Question, rng: np.random.Generator) -> Question:
+    """The same question with two to four lettered options, where its answers come from a list; else as it is."""
+    wrong = [word for word in _DOMAINS.get(question.kind, ()) if word != question.answer]
+    if question.options or not wrong:
+        return question
+    count = int(rng.integers(1, 4))
+    options = [question.answer, *(wrong[int(i)] for i in rng.permutation(len(wrong))[:count])]
+    order = rng.permutation(len(options))
+    letter = LETTERS[int(np.flatnonzero(order == 0)[0])]
+    return Question(question.kind, question.text, letter, tuple(options[int(i)] for i in order))
+
+
 def sample_questions(scenes: Sequence[Scene], rng: np.random.Generator, count: int) -> list[Question]:
     """`count` different questions, kinds taken in turn so that none crowds out the others."""
     pool = all_questions(scenes, rng)

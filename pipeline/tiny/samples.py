@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from pipeline.prompts import with_options
 from pipeline.tiny.features import CELLS, COLOUR, COLOUR_INDEX, SHAPE, SHAPE_INDEX, code_matrix, scene_features
-from pipeline.tiny.language import CAPTION_PROMPTS, appearances, caption, sample_questions, vary
+from pipeline.tiny.language import CAPTION_PROMPTS, appearances, caption, lettered, sample_questions, vary
 from pipeline.tiny.model import MAX_TRAINED_FRAMES
 from pipeline.tiny.pool import Pool
 from pipeline.tiny.world import (
@@ -37,6 +37,7 @@ FOCUS_TOKENS = 96
 DENSE = {"motion": len(MOTIONS) + 1, "objects": MAX_OBJECTS + 1, "scene": 4, "rank": MAX_OBJECTS + 1}
 IGNORE = -100
 QUESTIONS_PER_CLIP = 14
+LETTERED = 0.25  # share of plain questions that training asks with options, so that finding the letter is learnt
 
 
 @dataclass
@@ -279,7 +280,9 @@ class Samples(IterableDataset):
         prompt = CAPTION_PROMPTS[int(rng.integers(0, len(CAPTION_PROMPTS)))]
         asked = [("caption", prompt, caption(scenes))]
         for q in sample_questions(scenes, rng, QUESTIONS_PER_CLIP):
-            asked.append((q.kind, with_options(vary(q.text, rng), q.options), q.answer))
+            q = lettered(q, rng) if rng.random() < LETTERED else q
+            kind = f"{q.kind} lettered" if q.options else q.kind
+            asked.append((kind, with_options(vary(q.text, rng), q.options), q.answer))
         at, kinds = 0, []
         for kind, prompt, answer in asked:
             ids, before = self._speller.branch(prompt, answer)

@@ -40,6 +40,13 @@ def corpus() -> list[str]:
     return texts
 
 
+def kept_tokenizer(path: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of this work folder, built at the first call: ids must not move under weights that exist."""
+    if not path.exists():
+        build_tokenizer(corpus()).save_pretrained(path)
+    return PreTrainedTokenizerFast.from_pretrained(path)
+
+
 def tower_tokens(model: LlavaOnevisionForConditionalGeneration, pool: Pool, device: str, path: Path) -> np.ndarray:
     """The trained tower's own tokens for every frame of the pool: [F, 36, 128] float16, computed once."""
     if path.exists():
@@ -92,7 +99,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     args.folder.mkdir(parents=True, exist_ok=True)
 
-    tokenizer: PreTrainedTokenizerFast = build_tokenizer(corpus())
+    tokenizer = kept_tokenizer(args.folder / "tokenizer")
     model = build_model(build_config(tokenizer)).to(args.device)
     recipe = Recipe(minutes=args.minutes, batch=args.batch)
     vision_scores, pool = ({}, None) if args.only_drawn else trained_vision(model, args)
