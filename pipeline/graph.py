@@ -22,6 +22,7 @@ from ray.util.annotations import RayDeprecationWarning
 from pipeline.results import Committed, commit_shard
 from pipeline.stages import Answerer, Decoder
 from pipeline.stages_tables import read_groups, unpack_answers
+from pipeline.storage import local_path
 
 if TYPE_CHECKING:
     from pipeline.plan import Plan, Shard
@@ -62,7 +63,7 @@ def answered_rows(
 
     `decoder` and `answerer` are the constructor arguments of the two stages. What Ray raises passes through.
     """
-    sources = [{"uri": shard.uri} for shard in shards if shard.rows > shard.refused]
+    sources = [{"uri": absolute(shard.uri)} for shard in shards if shard.rows > shard.refused]
     if not sources:
         return
     with ray.data.DataContext.current(_context()), warnings.catch_warnings():
@@ -91,7 +92,7 @@ def answered_rows(
                 fn_constructor_kwargs=answerer,
                 batch_size=pools.batch_size,
                 batch_format="pyarrow",
-                compute=_pool(pools.answerers, pools.cpus_per_actor),
+                compute=_pool(pools.answerers, pools.cpus_per_actor, pools.gpus_per_answerer),
                 num_cpus=pools.cpus_per_actor,
                 num_gpus=pools.gpus_per_answerer,
                 max_task_retries=pools.retries,
@@ -124,9 +125,11 @@ class Collector:
         """Take rows of `answered_rows`; yield the shards that became complete and are committed."""
         for row in map(dict, rows):
             name = row.pop("shard")
+            if name not in self._open:
+                continue  # a late twin, from a task that Ray ran again
             arrived = self._arrived.setdefault(name, {})
-            if name not in self._open or row["item_id"] in arrived:
-                continue  # a twin, from a task that Ray ran again
+            if row["item_id"] in arrived:
+                continue
             arrived[row["item_id"]] = row
             self.rows += 1
             self.failed += row["status"] == "error"
@@ -148,11 +151,21 @@ class Collector:
         return commit_shard(self._plan, self._open.pop(name), self._arrived.pop(name, {}).values())
 
 
-def _pool(size: int, cpus: float) -> ray.data.ActorPoolStrategy:
-    # All at once where they fit; else one, and more as Ray Data finds room: actors that wait for
-    # cores must not take the last ones from the tasks that feed them.
-    fits = size * cpus <= ray.cluster_resources().get("CPU", 0) / 2 or cpus < 1
-    return ray.data.ActorPoolStrategy(min_size=1, max_size=size, initial_size=size if fits else 1)
+def absolute(uri: str) -> str:
+    """`uri` as a process with another working directory can use it."""
+    path = local_path(uri)
+    return uri if path is None else str(path.absolute())
+
+
+def _pool(size: int, cpus: float, gpus: float = 0.0) -> ray.data.ActorPoolStrategy:
+    # As many as surely fit at once and for good, and more as Ray Data finds room. Actors that wait for
+    # cores must not take the last ones from the tasks that feed them; and a pool that may shrink does
+    # so in every pause of the back-pressure, only to pay for new processes seconds later.
+    total = ray.cluster_resources()
+    room = size if cpus < 1 else int((total.get("CPU", 0) - 1) / 2 / cpus)
+    if gpus:
+        room = min(room, int(total.get("GPU", 0) / gpus))
+    return ray.data.ActorPoolStrategy(min_size=max(1, min(size, room)), max_size=size)
 
 
 def _context() -> ray.data.DataContext:

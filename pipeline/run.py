@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config import JobConfig
-from pipeline.engine import ModelError, ModelInfo, model_info
 from pipeline.errors import ClusterError, UserError, one_line
 from pipeline.fingerprint import fingerprint
-from pipeline.graph import Collector, Pools, answered_rows
+from pipeline.graph import Collector, Pools, absolute, answered_rows
 from pipeline.manifest import check_manifest
 from pipeline.plan import Plan, make_run_id, plan_run
 from pipeline.progress import OnProgress, Progress
@@ -22,6 +21,9 @@ from pipeline.run_cluster import choose_pools, cluster
 from pipeline.stages import Engine, load_engine
 from pipeline.storage import check_writable, join, write_atomic
 from pipeline.summary import RunSummary, Tally, summarize
+
+if TYPE_CHECKING:
+    from pipeline.engine import ModelInfo
 
 
 def run_job(
@@ -57,6 +59,8 @@ def run_job(
 
 
 def _model_info(config: JobConfig) -> ModelInfo:
+    from pipeline.engine import ModelError, model_info  # late: a missing manifest is told before this has loaded
+
     # On the CPU, whatever the job asks for: the driver's machine need not have the workers' GPU.
     try:
         return model_info(config.model.source, device="cpu")
@@ -101,7 +105,8 @@ def _engine_loader(config: JobConfig, pools: Pools) -> Callable[[], Engine]:
     model = config.model
     # Without a GPU of its own an actor must not find one that belongs to another.
     device = "cpu" if model.device == "auto" and pools.gpus_per_answerer == 0 else model.device
-    return partial(load_engine, model.source, device, model.dtype, pools.threads_per_answerer)
+    source = model.source if model.source.startswith("builtin:") else absolute(model.source)
+    return partial(load_engine, source, device, model.dtype, pools.threads_per_answerer)
 
 
 def _named_errors(batches: Iterator[list[dict[str, Any]]]) -> Iterator[list[dict[str, Any]]]:

@@ -1,12 +1,15 @@
 """The whole job in this process, on real MP4s, with the built-in model. Answers are not judged here."""
 
 import json
+import shutil
 from collections import Counter
 from functools import partial
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+import pipeline.tiny
 from pipeline.config_load import load_config
 from pipeline.errors import ClusterError, UserError
 from pipeline.progress import Progress
@@ -116,16 +119,18 @@ def test_a_job_answers_every_row_of_a_mixed_manifest(job, results, summary_on_di
     assert [p.rows for p in told] == sorted(p.rows for p in told)
 
 
-def test_a_folder_is_a_manifest_and_failures_within_the_limit_are_no_failure(results, tmp_path):
+def test_a_folder_is_a_manifest_and_failures_within_the_limit_are_no_failure(results, tmp_path, monkeypatch):
     for n in range(3):
         write_video(tmp_path / "videos" / f"{n}.mp4", frames=6)
     (tmp_path / "videos" / "notes.txt").write_text("not a video")
     (tmp_path / "videos" / "broken.mp4").write_text("not a video")
-    given = [f"manifest={tmp_path}/videos", f"output={tmp_path}/out", "generation.max_new_tokens=4", "video.frames=4"]
+    shutil.copytree(Path(pipeline.tiny.__file__).parent / "checkpoint", tmp_path / "model")
+    monkeypatch.chdir(tmp_path)  # the workers run elsewhere: relative paths are the driver's
+    given = ["manifest=videos", "output=out", "model.source=model", "generation.max_new_tokens=4", "video.frames=4"]
     summary = run_job(load_config(None, [*given, "failures.max_failed_share=0.25"], "caption"))
     assert (summary.exit_status, summary.rows, summary.videos, summary.failed_share) == (0, 4, 3, 0.25)
-    answered = [row for row in results() if row["status"] == "ok"]
-    assert {(row["frames"], row["task"], row["prompt"]) for row in answered} == {(4, "caption", "Describe the video.")}
+    answered = {(row["frames"], row["task"], row["prompt"], row["model"]) for row in results() if row["status"] == "ok"}
+    assert answered == {(4, "caption", "Describe the video.", "model")}
 
 
 def test_without_a_usable_row_no_cluster_is_needed(job, results, monkeypatch):

@@ -63,10 +63,10 @@ def cluster_address():
             yield f"http://127.0.0.1:{dashboard}"
         finally:
             started = psutil.Process(head.pid).children(recursive=True)
-            head.terminate()  # upon which it ends its children
-            head.wait(timeout=60)
-            for left in psutil.wait_procs(started, timeout=20)[1]:
+            head.terminate()  # upon which it ends its children, one after the other and with patience
+            for left in psutil.wait_procs([*started, psutil.Process(head.pid)], timeout=8)[1]:
                 left.kill()
+            head.wait(timeout=60)
 
 
 def wait_for_job_server(port: int, head: subprocess.Popen, log: Path) -> None:
