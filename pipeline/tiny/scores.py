@@ -10,7 +10,7 @@ import argparse
 import json
 from collections import defaultdict
 from pathlib import Path
-from statistics import mean
+from statistics import fmean
 from typing import Any
 
 import duckdb
@@ -33,13 +33,13 @@ def score_answers(rows: list[dict[str, Any]]) -> dict[str, float]:
     by_kind: dict[str, list[bool]] = defaultdict(list)
     for row in rows:
         by_kind[row["kind"]].append(row["answer"] == row["reference"])
-    scores = {kind: mean(hits) for kind, hits in sorted(by_kind.items())}
-    return {**scores, "all": mean(hit for hits in by_kind.values() for hit in hits)}
+    scores = {kind: fmean(hits) for kind, hits in sorted(by_kind.items())}
+    return {**scores, "all": fmean(hit for hits in by_kind.values() for hit in hits)}
 
 
 def score_captions(rows: list[dict[str, Any]]) -> float:
     """Mean F1 over the facts of the captions. An error row scores 0."""
-    return mean(caption_f1(row["answer"] or "", row["reference"]) for row in rows)
+    return fmean(caption_f1(row["answer"] or "", row["reference"]) for row in rows)
 
 
 def score_folder(folder: Path) -> dict[str, Any]:
@@ -52,8 +52,8 @@ def score_folder(folder: Path) -> dict[str, Any]:
         "errors": sum(row["status"] != "ok" for row in rows),
         "accuracy": score_answers(questions),
         "caption_f1": score_captions(captions),
-        "retention": mean(row["retention_achieved"] for row in rows if row["status"] == "ok"),
-        "flops_ratio": mean(row["flops_ratio"] for row in rows if row["status"] == "ok"),
+        "retention": fmean(row["retention_achieved"] for row in rows if row["status"] == "ok"),
+        "flops_ratio": fmean(row["flops_ratio"] for row in rows if row["status"] == "ok"),
         "pruning_method": rows[0]["pruning_method"],
         "model_hash": rows[0]["model_hash"],
     }

@@ -249,7 +249,7 @@ def train_language(
     samples = Samples(
         tokenizer, lambda: schedule(progress.value, pool is not None), recipe.batch, recipe.seed + state["step"], pool
     )
-    tests = Samples(tokenizer, Mix, 32, 999, pool)
+    tests = Samples(tokenizer, Mix, 2 * recipe.batch, 999, pool)
     full = Mix(real=1.0 if pool else 0.0)
     held = [tests.make(np.random.default_rng([999, i]), full, frames=16, kept=1.0).to(device) for i in range(3)]
     loader = iter(

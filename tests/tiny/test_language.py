@@ -13,6 +13,7 @@ from pipeline.tiny.language import (
     caption,
     caption_f1,
     caption_facts,
+    lettered,
     sample_questions,
 )
 from pipeline.tiny.world import SHAPES, VALIDATION_SEEDS, make_clip
@@ -79,3 +80,13 @@ def test_sampled_questions_differ_and_cover_many_kinds() -> None:
         assert len({q.kind for q in questions}) >= 4
         kinds |= {q.kind for q in questions}
     assert len(kinds) >= 12
+
+
+def test_lettered_questions_ask_the_same_with_the_right_letter() -> None:
+    for clip in CLIPS[:30]:
+        rng = np.random.default_rng(clip.seed)
+        for q in all_questions(clip.scenes, rng):
+            asked = lettered(q, rng)
+            if asked is not q:
+                assert asked.options[LETTERS.index(asked.answer)] == q.answer
+                assert len(set(asked.options)) == len(asked.options) >= 2

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +12,13 @@ import pytest
 import torch
 from transformers import LlavaOnevisionForConditionalGeneration, PreTrainedTokenizerFast
 
+from pipeline.engine import Request, VideoLLM
 from pipeline.tiny.features import CELLS
 from pipeline.tiny.model import build_config, build_model, build_tokenizer
 from pipeline.tiny.samples import IGNORE, Mix, Samples, Speller
 from pipeline.tiny.train import corpus
 from pipeline.tiny.train_language import LanguageTrainer, Recipe, random_drops, train_language
+from pruning import PruningConfig
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +82,18 @@ def test_targets_are_the_next_ids(tokenizer: PreTrainedTokenizerFast) -> None:
             if batch.branch[row, at + 1 : at + 2].tolist() == [batch.branch[row, at].item()]:
                 assert batch.target[row, at] == batch.text[row, at + 1]
     assert batch.kinds[0][0] == "caption"
+
+
+def test_the_recipe_makes_a_checkpoint_that_the_engine_loads(tmp_path: Path) -> None:
+    small = ["--pool-clips", "12", "--crowds", "64", "--vision-steps", "2", "--minutes", "0.02", "--batch", "2"]
+    command = [sys.executable, "-m", "pipeline.tiny.train", "--folder", str(tmp_path), "--workers", "1", *small]
+    subprocess.run(command, check=True, capture_output=True, timeout=500)
+    report = json.loads((tmp_path / "training.json").read_text())
+    assert 0 <= report["language"]["all questions"] <= 1
+    assert 0 <= report["vision"]["colour"] <= 1
+    llm = VideoLLM.load(tmp_path / "checkpoint", device="cpu")
+    request = Request(np.zeros((4, 48, 64, 3), np.uint8), "what color is the circle", max_new_tokens=3)
+    assert llm.answer([request], PruningConfig(retention=0.3))[0].stats.video_tokens == 4 * CELLS
 
 
 def test_training_learns_resumes_and_saves(
