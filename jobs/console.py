@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
@@ -25,9 +26,29 @@ from pipeline.progress import Progress
 if TYPE_CHECKING:
     from pipeline.summary import RunSummary
 
+_EXIT_STATUS = (
+    "Exit status: 0 done; 1 more rows failed than failures.max_failed_share allows; 2 something of the job must be "
+    "changed; 3 cluster or storage failed."
+)
 INTERRUPTED = 130  # as a shell reports a process that Ctrl-C ended
 _LINE_INTERVAL_S = 5.0
 _PHASES = {"plan": "planning", "start": "starting", "answer": "answering", "done": "done"}
+
+
+def job_command(task: Task, purpose: str) -> typer.Typer:
+    """The command line of a job: `--config FILE [key.path=value …]`. `purpose` is the first line of its help."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+    @app.command(help=f"{purpose}\n\n{_EXIT_STATUS}")
+    def main(
+        config: Annotated[Path, typer.Option(help="the job file, YAML")],
+        overrides: Annotated[
+            list[str] | None, typer.Argument(help="settings as key.path=value, over the job file's")
+        ] = None,
+    ) -> None:
+        raise typer.Exit(run_command(task, config, overrides or []))
+
+    return app
 
 
 def run_command(task: Task, config: Path, overrides: Sequence[str]) -> int:

@@ -130,13 +130,9 @@ def test_a_missing_job_file_is_named(tmp_path, capfd):
 
 @pytest.mark.parametrize(("module", "task"), [(jobs.caption, "caption"), (jobs.qa, "qa")])
 def test_each_command_runs_its_task_with_what_it_was_given(monkeypatch, tmp_path, module, task):
-    import typer
-
     seen = []
-    monkeypatch.setattr(module, "run_command", lambda *given: seen.append(given) or 3)
-    app = typer.Typer()
-    app.command()(module.main)
-    result = CliRunner().invoke(app, ["--config", "a.yaml", "budget.retention=0.3", "name=x"])
+    monkeypatch.setattr("jobs.console.run_command", lambda *given: seen.append(given) or 3)
+    result = CliRunner().invoke(module.app, ["--config", "a.yaml", "budget.retention=0.3", "name=x"])
     assert (seen, result.exit_code) == ([(task, Path("a.yaml"), ["budget.retention=0.3", "name=x"])], 3)
 
 
