@@ -44,13 +44,12 @@ class Section(BaseModel):
 
 
 class VideoConfig(Section):
-    """Which frames are taken, and how long that may last."""
+    """Which frames are taken."""
 
     frames: Literal["auto"] | Annotated[Integer, Field(ge=1, le=MAX_FRAMES)] = Field(
         "auto", description=f"auto (what the model was trained for) or a whole number from 1 to {MAX_FRAMES}"
     )
     policy: Literal["uniform"] = Field("uniform", description="uniform; no other policy exists yet")
-    decode_timeout_s: Number = Field(120.0, gt=0, description="a number of seconds above 0")
 
 
 class ModelConfig(Section):

@@ -25,7 +25,6 @@ ERROR_CODES: dict[str, tuple[str, str]] = {
     "no_video_stream": ("decode", "the file has no video stream"),
     "no_frames": ("decode", "no frame lies in the asked range"),
     "decode_failed": ("decode", "the decoder gave up"),
-    "decode_timeout": ("decode", "decoding took longer than video.decode_timeout_s"),
     "encode_failed": ("encode", "the vision encoder failed"),
     "generate_failed": ("generate", "the language model failed"),
     "prompt_too_long": ("generate", "prompt and video do not fit into the model's context"),

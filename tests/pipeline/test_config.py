@@ -36,9 +36,9 @@ def test_the_pruning_section_holds_the_budget_s_retention():
 
 def test_overrides_win_over_the_file_and_are_read_as_yaml(tmp_path):
     path = tmp_path / "job.yaml"
-    path.write_text("manifest: a.csv\noutput: out\nvideo: {frames: 8, decode_timeout_s: 5}\n")
+    path.write_text("manifest: a.csv\noutput: out\nvideo: {frames: 8}\ngeneration: {top_p: 0.5}\n")
     config = load_config(path, ["video.frames=16", "generation.temperature=1e-1", "name=2026-11-22"], "caption")
-    assert (config.video.frames, config.video.decode_timeout_s) == (16, 5.0)
+    assert (config.video.frames, config.generation.top_p) == (16, 0.5)
     assert config.generation.temperature == 0.1
     assert config.name == "2026-11-22"
 

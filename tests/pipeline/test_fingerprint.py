@@ -31,7 +31,6 @@ def test_it_does_not_depend_on_the_order_of_keys(tmp_path):
         "output=elsewhere",
         "model.source=/models/copy-of-tiny",
         "model.device=cpu",
-        "video.decode_timeout_s=1",
         "cluster.decoders=9",
         "cluster.batch_size=1",
         "cluster.rows_per_shard=7",
