@@ -17,6 +17,7 @@ import duckdb
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.prompts import OPTION_REQUEST
 from pipeline.tiny.language import caption_f1
 
 
@@ -68,9 +69,8 @@ def print_scores(folder: Path, scores: dict[str, Any], examples: int, console: C
     shown = [*captions[: max(1, examples // 4)], *questions[:: len(questions) // examples + 1]]
     for row in shown:
         right = row["answer"] == row["reference"]
-        prompt = row["prompt"].splitlines()[0]
-        choices = f" ({' / '.join(row['options'])})" if row.get("options") else ""
-        table.add_row(row["video_id"], prompt + choices, row["answer"], row["reference"], "" if right else "differs")
+        asked = " ".join(line for line in row["prompt"].splitlines() if line != OPTION_REQUEST)
+        table.add_row(row["video_id"], asked, row["answer"], row["reference"], "" if right else "differs")
     console.print(table)
     kinds = ", ".join(f"{k} {v:.2f}" for k, v in scores["accuracy"].items() if k != "all")
     console.print(f"Questions answered exactly: {scores['accuracy']['all']:.1%} of {scores['questions']} ({kinds})")
