@@ -222,16 +222,17 @@ def answer_all(
 def _as_row_error(error: Exception) -> RowError:
     import torch
 
-    from pipeline.engine import PromptTooLongError
+    from pipeline.engine import EncodeError, PromptTooLongError
 
+    stage, code = "generate", "generate_failed"
     if isinstance(error, PromptTooLongError):
         code = "prompt_too_long"
     elif isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         code = "out_of_memory"  # on a CPU torch says so in a RuntimeError
-    else:
-        code = "generate_failed"
+    elif isinstance(error, EncodeError):
+        stage, code = "encode", "encode_failed"
     told = str(error).removeprefix("request 0: ")  # the engine's number within the call, not the row's
-    return RowError("generate", code, f"{type(error).__name__}: {told}")
+    return RowError(stage, code, f"{type(error).__name__}: {told}")
 
 
 def _free_device_memory() -> None:

@@ -14,7 +14,7 @@ import torch
 from pipeline.engine.batching import batches, packs
 from pipeline.engine.checkpoint import Checkpoint
 from pipeline.engine.decode import generate
-from pipeline.engine.errors import PromptTooLongError
+from pipeline.engine.errors import EncodeError, PromptTooLongError
 from pipeline.engine.families import Family, family_of
 from pipeline.engine.info import DeviceName, DtypeName, ModelInfo, choose_device, choose_dtype, describe
 from pipeline.engine.kv_cache import KVCache
@@ -71,7 +71,7 @@ class VideoLLM:
 
         What else is in the call changes neither the kept tokens nor an answer, up to ties in floating
         point. Raises ValueError (PromptTooLongError where that is the reason) before anything is
-        computed if one of the requests cannot be answered.
+        computed if one of the requests cannot be answered, and EncodeError if the vision tower fails.
         """
         pruner, retention = _method(pruning)
         family = self._family
@@ -131,7 +131,12 @@ class VideoLLM:
         new = {s.video: s for s in pack if s.video not in encoded}
         if new:
             watch = Stopwatch(self._family.decoder.device)
-            tokens = encode_videos(self._family, [s.request.frames for s in new.values()])
+            try:
+                tokens = encode_videos(self._family, [s.request.frames for s in new.values()])
+            except (MemoryError, torch.OutOfMemoryError):
+                raise
+            except Exception as error:
+                raise EncodeError(str(error)) from error
             parts = shares(watch.lap(), [s.grid.tokens for s in new.values()])
             for video, video_tokens, ms in zip(new, tokens, parts, strict=True):
                 encoded[video] = _EncodedVideo(video_tokens, ms / users[video], users[video])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.engine import PromptTooLongError, Request, VideoLLM, batching, vision
+from pipeline.engine import EncodeError, PromptTooLongError, Request, VideoLLM, batching, vision
 from pruning import PruningConfig, make_pruner
 from tests.engine.recording import answer_traced
 from tests.engine.videos import make_video
@@ -197,3 +197,16 @@ def test_a_pruner_that_breaks_its_plan_is_caught(llm, monkeypatch):
     monkeypatch.setattr("pipeline.engine.llm.make_pruner", Greedy)
     with pytest.raises(RuntimeError, match=r"'hieravid' kept .* at stage 0, its plan says"):
         llm.answer([ask()], HALF)
+
+
+@pytest.mark.parametrize(
+    ("cause", "told"),
+    [(RuntimeError("bad kernel"), EncodeError), (torch.OutOfMemoryError("full"), torch.OutOfMemoryError)],
+)
+def test_failures_of_the_vision_tower_are_told_apart_from_full_memory(llm, monkeypatch, cause, told):
+    def fail(*_):
+        raise cause
+
+    monkeypatch.setattr("pipeline.engine.llm.encode_videos", fail)
+    with pytest.raises(told, match=str(cause)):
+        llm.answer([Request(make_video(2), "what", max_new_tokens=1)], PruningConfig(method="none"))

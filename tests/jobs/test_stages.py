@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline import stages
+from pipeline.engine import EncodeError
 from pipeline.errors import RowError
 from pipeline.stages import Answerer, Decoder, answer_all
 from pipeline.stages_tables import DECODED_SCHEMA, GROUP_SCHEMA, unpack_answers
@@ -244,3 +245,12 @@ def test_the_decoding_process_loads_no_model_code(tmp_path):
     command = [sys.executable, "-c", program, str(tmp_path / "a.mp4")]
     run = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert run.stdout.strip() == "[None] []", run.stderr
+
+
+def test_a_failure_of_the_vision_tower_is_one_of_encode(decoded):
+    class Blind(FakeEngine):
+        def answer(self, requests, pruning):
+            raise EncodeError("the tower fell")
+
+    rows = unpack_answers(answerer(Blind())(decoded))
+    assert {(row["error_stage"], row["error_code"]) for row in rows} == {("encode", "encode_failed")}
