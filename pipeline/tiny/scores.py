@@ -43,9 +43,8 @@ def score_captions(rows: list[dict[str, Any]]) -> float:
     return fmean(caption_f1(row["answer"] or "", row["reference"]) for row in rows)
 
 
-def score_folder(folder: Path) -> dict[str, Any]:
-    """Scores of the jobs whose outputs lie in `folder`."""
-    questions, captions = read_rows(folder / "qa"), read_rows(folder / "caption")
+def score_rows(questions: list[dict[str, Any]], captions: list[dict[str, Any]]) -> dict[str, Any]:
+    """Scores of a QA job and a caption job from their result rows."""
     rows = [*questions, *captions]
     return {
         "clips": len(captions),
@@ -60,9 +59,14 @@ def score_folder(folder: Path) -> dict[str, Any]:
     }
 
 
-def print_scores(folder: Path, scores: dict[str, Any], examples: int, console: Console) -> None:
+def print_scores(
+    questions: list[dict[str, Any]],
+    captions: list[dict[str, Any]],
+    scores: dict[str, Any],
+    examples: int,
+    console: Console,
+) -> None:
     """Some answers beside the truth, then the scores."""
-    questions, captions = read_rows(folder / "qa"), read_rows(folder / "caption")
     table = Table(title="Answers beside the truth", show_lines=False)
     for column in ("video", "question", "answer", "reference", ""):
         table.add_column(column, overflow="fold")
@@ -84,8 +88,9 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=12)
     parser.add_argument("--json", type=Path, help="also write the scores here")
     args = parser.parse_args()
-    scores = score_folder(args.folder)
-    print_scores(args.folder, scores, args.examples, Console())
+    questions, captions = read_rows(args.folder / "qa"), read_rows(args.folder / "caption")
+    scores = score_rows(questions, captions)
+    print_scores(questions, captions, scores, args.examples, Console())
     if args.json:
         args.json.write_text(json.dumps(scores, indent=2) + "\n")
 

@@ -83,11 +83,10 @@ class LanguageTrainer(nn.Module):
         spot = torch.arange(head, device=x.device).expand(size, -1)
         end = torch.full((size, 1), head + total, device=x.device)
         position = torch.cat([spot, head + batch.index, end, end + 1 + batch.offset], 1)
-        group = torch.cat([torch.zeros(size, head + kept + 1, dtype=torch.long, device=x.device), batch.branch], 1)
-        padding = group.clone()
-        padding[:, head + kept + 1 :][batch.branch == 0] = -1
+        branch = batch.branch.masked_fill(batch.branch == 0, -1)  # 0 is what all may see, padding must not be
+        group = torch.cat([torch.zeros(size, head + kept + 1, dtype=torch.long, device=x.device), branch], 1)
         cos, sin = self.decoder.rotary_emb(x, position)
-        mask = _mask(padding)
+        mask = _mask(group)
         alive = torch.arange(kept, device=x.device).expand(size, -1)
         for number, layer in enumerate(self.decoder.layers):
             x = x + _attention(layer, x, cos, sin, mask)
@@ -98,8 +97,8 @@ class LanguageTrainer(nn.Module):
                 rows = torch.cat([spot, head + keep, after], 1)
                 x = x.gather(1, rows[..., None].expand(-1, -1, x.shape[-1]))
                 cos, sin = (t.gather(1, rows[..., None].expand(-1, -1, t.shape[-1])) for t in (cos, sin))
-                padding = padding.gather(1, rows)
-                mask = _mask(padding)
+                group = group.gather(1, rows)
+                mask = _mask(group)
                 kept = keep.shape[1]
             x = x + layer.mlp(_norm(layer.post_attention_layernorm, x))
         x = _norm(self.decoder.norm, x)

@@ -166,7 +166,7 @@ def make_object(rng: np.random.Generator, slots: int, pair: tuple[str, str]) -> 
     if moving:
         sx, sy = DIRECTIONS[direction]
         reach = float(rng.uniform(0.36, 0.7))
-        near, far = rng.uniform(low, high - reach), 0.0
+        near = rng.uniform(low, high - reach)
         far = near + reach
         if sx:
             start, end = ((near, y), (far, y)) if sx > 0 else ((far, y), (near, y))
