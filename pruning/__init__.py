@@ -1,7 +1,7 @@
 """Which video tokens a VideoLLM keeps: the HieraVid method, its peers, and the protocol they share."""
 
 from pruning.config import PruningConfig
-from pruning.protocol import Kept, Needs, Pruner, StagePlan, VideoGrid, VideoTokens
+from pruning.protocol import Kept, Needs, Pruner, StagePlan, UnreachableRetentionError, VideoGrid, VideoTokens
 from pruning.registry import make_pruner, method_names
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Pruner",
     "PruningConfig",
     "StagePlan",
+    "UnreachableRetentionError",
     "VideoGrid",
     "VideoTokens",
     "make_pruner",

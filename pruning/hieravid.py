@@ -72,7 +72,7 @@ class HieraVid:
             for i, keep, count in zip(over, self._select(features, equal, states, counts), counts, strict=True):
                 kept = merged[i]
                 values = None if kept.values is None else kept.values[keep]
-                merged[i] = Kept(kept.keep[keep], values, kept.state.after(keep, count), kept.segments)
+                merged[i] = Kept(kept.keep[keep], values, kept.state.after(keep, count), kept.segment_starts)
         return merged
 
     @torch.no_grad()
@@ -85,8 +85,7 @@ class HieraVid:
         counts = [self._split(state, video.plan.counts[stage]) for state, video in zip(states, videos, strict=True)]
         keeps = self._select([v.hidden for v in videos], [self._relevance(v) for v in videos], states, counts)
         return [
-            Kept(keep, state=state.after(keep, count), segments=len(state.lengths))
-            for keep, state, count in zip(keeps, states, counts, strict=True)
+            Kept(keep, state=state.after(keep, count)) for keep, state, count in zip(keeps, states, counts, strict=True)
         ]
 
     def _merge(self, video: VideoTokens) -> Kept:
@@ -99,7 +98,7 @@ class HieraVid:
         segments = cut.frame_segments()[rows // video.grid.positions]
         lengths = segments.bincount(minlength=len(cut.starts)).tolist()
         state = HieraVidState(segments, tuple(lengths), cut.values, cut.scores)
-        return Kept(rows, values, state, segments=len(cut.starts))
+        return Kept(rows, values, state, cut.starts)
 
     def _split(self, state: HieraVidState, total: int) -> list[int]:
         exact = self.config.budget_coupling == "exact"

@@ -20,12 +20,14 @@ class VideoGrid:
 
     `frames` counts the model's own time steps (after its temporal merging). `constants` lists
     positions inside a frame that carry the same learnt vector everywhere (LLaVA-Video's grid
-    newlines): they count as tokens, but say nothing about the picture.
+    newlines): they count as tokens, but say nothing about the picture. `columns` is how many
+    positions make one row of the picture (None where they form no rectangle).
     """
 
     frames: int
     positions: int
     constants: tuple[int, ...] = ()
+    columns: int | None = None
 
     @property
     def tokens(self) -> int:
@@ -70,9 +72,14 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a pruner wants computed for it; what it does not name costs nothing."""
+    """What a pruner wants computed for it; what it does not name costs nothing.
+
+    `last_token_attention` comes at later stages, `encoder_attention` and `prompt` at the input.
+    """
 
     last_token_attention: bool = False
+    encoder_attention: bool = False
+    prompt: bool = False
 
 
 @dataclass
@@ -82,7 +89,10 @@ class VideoTokens:
     `hidden` is [n, d]: input embeddings at stage 0, else the residual stream after attention
     (not normed). `index` is [n] int64, ascending: each token's place among the original N.
     `attention` is [n] float32 or None: the last prompt token's attention to each live token,
-    softmax over all keys, mean over heads. `state` is what the pruner returned last time.
+    softmax over all keys, mean over heads. `encoder_attention` is [n] float32 or None: the share of
+    attention that each token's place received in the vision tower's last layer, mean over queries
+    and heads. `prompt` is [m, d] or None: the input embeddings of the user's prompt. `is_traced`
+    asks for `Kept.merged_into`. `state` is what the pruner returned last time.
     """
 
     grid: VideoGrid
@@ -91,6 +101,9 @@ class VideoTokens:
     index: torch.Tensor
     seed: int = 0
     attention: torch.Tensor | None = None
+    encoder_attention: torch.Tensor | None = None
+    prompt: torch.Tensor | None = None
+    is_traced: bool = False
     state: Any = None
 
 
@@ -100,13 +113,28 @@ class Kept:
 
     `keep` is [K] int64, ascending rows of `VideoTokens.hidden`. `values` ([K, d], the same dtype
     as hidden) replaces the kept rows where tokens were merged; None leaves them as they are.
-    `segments` is for the statistics: how many segments the method found, None if it has none.
+    `segment_starts` are the first frames of the segments that the method found, None if it has
+    none. `plan` takes the admitted plan's place from this stage on, for a method whose split
+    between stages depends on the video: it may not let more tokens into any layer's attention than
+    the admitted one. `merged_into` is [n] int64 where the input is traced: for each row of `hidden`
+    the row that it lives on in, itself for a survivor, −1 for a dropped one.
     """
 
     keep: torch.Tensor
     values: torch.Tensor | None = None
     state: Any = None
-    segments: int | None = None
+    segment_starts: tuple[int, ...] | None = None
+    plan: StagePlan | None = None
+    merged_into: torch.Tensor | None = None
+
+
+class UnreachableRetentionError(ValueError):
+    """A retention that a method cannot reach on this model; `minimum` is the least that it can."""
+
+    def __init__(self, method: str, retention: float, minimum: float) -> None:
+        """Name the method; retentions are means over the decoder layers."""
+        super().__init__(f"{method} cannot reach a retention of {retention:g} here, its minimum is {minimum:.4g}")
+        self.minimum = minimum
 
 
 @runtime_checkable
@@ -121,7 +149,10 @@ class Pruner(Protocol):
     needs: Needs
 
     def plan(self, grid: VideoGrid, num_layers: int, retention: float) -> StagePlan:
-        """Fix all token counts for a video at a mean-over-layers `retention` in (0, 1]."""
+        """Fix all token counts for a video at a mean-over-layers `retention` in (0, 1].
+
+        Raises UnreachableRetentionError if the method cannot keep so little.
+        """
         ...
 
     def prune_input(self, videos: Sequence[VideoTokens]) -> list[Kept]:

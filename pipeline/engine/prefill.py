@@ -149,8 +149,8 @@ class Prefill:
                     f"its plan says {sequence.plan.counts[stage]}"
                 )
             self._states[number] = decision.state
-            if decision.segments is not None:
-                sequence.segments = decision.segments
+            if decision.segment_starts is not None:
+                sequence.segments = len(decision.segment_starts)
         self._prune_ms += self._watch.lap()
         return dict(zip(numbers, decisions, strict=True))
 

@@ -24,8 +24,9 @@ def check_video(rows, history, plan, hidden):
         assert kept.keep.device == hidden.device
         assert kept.keep[0] >= 0
         assert kept.keep[-1] < lives
-        assert kept.segments == len(kept.state.lengths) == len(kept.state.values) == len(kept.state.scores)
-        assert kept.state.segments.bincount(minlength=kept.segments).tolist() == list(kept.state.lengths)
+        assert kept.segment_starts is None or len(kept.segment_starts) == len(kept.state.lengths)
+        assert len(kept.state.lengths) == len(kept.state.values) == len(kept.state.scores)
+        assert kept.state.segments.bincount(minlength=len(kept.state.lengths)).tolist() == list(kept.state.lengths)
         assert (kept.state.segments.diff() >= 0).all()
         if kept.values is not None:
             assert stage == 0
@@ -160,7 +161,7 @@ def test_nothing_changes_at_retention_one():
     for row, kept in zip(rows[0], history[0], strict=True):
         assert torch.equal(row, torch.arange(35))
         assert kept.values is None
-        assert kept.segments == 2
+    assert len(history[0][0].segment_starts) == 2
 
 
 def test_newlines_count_as_tokens_but_not_as_picture():
@@ -169,18 +170,18 @@ def test_newlines_count_as_tokens_but_not_as_picture():
     hidden, grid = scenes([3, 3], 12, seed=2, constants=constants)
     pruner = pruner_with()
     rows, history = run_stages(pruner, [(hidden, grid)], [0.5])
-    assert history[0][0].segments == 2
+    assert len(history[0][0].segment_starts) == 2
     assert pruner.plan(grid, 8, 0.5).num_tokens == 72
     check_video(rows[0], history[0], pruner.plan(grid, 8, 0.5), hidden)
     _, counted = run_stages(pruner, [(hidden, VideoGrid(6, 12))], [0.5])
-    assert counted[0][0].segments == 1
+    assert len(counted[0][0].segment_starts) == 1
 
 
 def test_still_scenes_merge_into_their_first_frame():
     hidden, grid = scenes([8, 8], 6, noise=1e-3)
     rows, history = run_stages(pruner_with(), [(hidden, grid)], [0.075], num_layers=1)
     # round(0.075·96) = 7 is below the 12 heads that cannot merge; the rest falls to the selection.
-    assert history[0][0].segments == 2
+    assert len(history[0][0].segment_starts) == 2
     assert len(rows[0][0]) == 7
     assert all(row // 6 in (0, 8) for row in rows[0][0].tolist())
     position = rows[0][0][0].item()

@@ -53,6 +53,6 @@ def test_values_and_later_stages_are_left_alone(method):
     rows, history = run_stages(pruner, [scenes([3], 4)], [0.5])
     assert len(rows[0]) == 1
     assert history[0][0].values is None
-    assert history[0][0].segments is None
+    assert history[0][0].segment_starts is None
     with pytest.raises(ValueError, match=f"{method} prunes at the input only"):
         pruner.prune_layer(1, [])

@@ -1,0 +1,1 @@
+"""Quality side by side: methods, retentions, calibration."""
