@@ -138,7 +138,7 @@ class Prefill:
         self._prefill_ms += self._watch.lap()
         sequences = [self._sequences[b] for b in numbers]
         videos = [
-            VideoTokens(s.grid, s.plan, h, i, s.request.seed, a, self._states[b])
+            VideoTokens(s.grid, s.plan, h, i, s.request.seed, attention=a, state=self._states[b])
             for b, s, h, i, a in zip(numbers, sequences, hidden, index, attention, strict=True)
         ]
         decisions = self._pruner.prune_layer(stage, videos) if stage else self._pruner.prune_input(videos)
