@@ -7,9 +7,16 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pruning.hieravid import HieraVid
+from pruning.peers.cdpruner import CDPruner
+from pruning.peers.divprune import DivPrune
+from pruning.peers.evs import EVS
+from pruning.peers.fastv import FastV
+from pruning.peers.fastvid import FastVID
+from pruning.peers.framefusion import FrameFusion
 from pruning.peers.none import NoPruning
 from pruning.peers.random import RandomTokens
 from pruning.peers.uniform import UniformTokens
+from pruning.peers.vidcom2 import VidCom2
 from pruning.protocol import Pruner
 
 if TYPE_CHECKING:
@@ -20,6 +27,13 @@ _METHODS: dict[str, Callable[[PruningConfig], Pruner]] = {
     NoPruning.name: lambda config: NoPruning(),
     UniformTokens.name: lambda config: UniformTokens(),
     RandomTokens.name: lambda config: RandomTokens(),
+    FastV.name: lambda config: FastV(),
+    FrameFusion.name: lambda config: FrameFusion(),
+    CDPruner.name: lambda config: CDPruner(),
+    DivPrune.name: lambda config: DivPrune(),
+    FastVID.name: lambda config: FastVID(),
+    VidCom2.name: lambda config: VidCom2(),
+    EVS.name: lambda config: EVS(),
 }
 
 
