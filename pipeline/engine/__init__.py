@@ -3,19 +3,23 @@
 It needs torch, transformers, numpy and safetensors, and neither a cluster nor a video decoder.
 """
 
+from pipeline.engine.encoded import EncodedVideo
 from pipeline.engine.errors import EncodeError, ModelError, PromptTooLongError
 from pipeline.engine.info import ModelInfo, model_info
 from pipeline.engine.llm import VideoLLM
 from pipeline.engine.request import Answer, AnswerStats, Request
+from pipeline.engine.trace import TokenTrace
 
 __all__ = [
     "Answer",
     "AnswerStats",
     "EncodeError",
+    "EncodedVideo",
     "ModelError",
     "ModelInfo",
     "PromptTooLongError",
     "Request",
+    "TokenTrace",
     "VideoLLM",
     "model_info",
 ]

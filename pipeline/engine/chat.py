@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from transformers import AutoTokenizer
 
 from pipeline.engine.checkpoint import one_line, read_json
 from pipeline.engine.errors import ModelError
+
+_MARK = "\ue000"  # of Unicode's private use: no template contains it
 
 
 @dataclass(frozen=True)
@@ -48,22 +51,53 @@ class Chat:
         for token in self.place_holders:
             if token in prompt:
                 raise ValueError(f"the prompt must not contain {token}, the place of the video in the chat template")
-        content = [{"type": "video"}, {"type": "text", "text": prompt}]
-        text = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}],
-            chat_template=self.template,
-            add_generation_prompt=True,
-            tokenize=False,
-        )
-        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        ids = self._ids(self._render(prompt))
         if ids.count(self.video_id) != 1:
             raise ModelError(f"the chat template puts {ids.count(self.video_id)} videos into the prompt instead of 1")
         place = ids.index(self.video_id)
         return ids[:place], ids[place + 1 :]
 
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """The tokens of the templated text that stand for the prompt's own words, none for an empty prompt.
+
+        A token that joins the prompt's edge with the template belongs to the prompt. ModelError if the
+        template does not show the prompt exactly once.
+        """
+        around = self._render(_MARK).split(_MARK)
+        if len(around) != 2:
+            raise ModelError(f"the chat template shows the prompt {len(around) - 1} times instead of once")
+        before, after = around
+        text = self._render(prompt)
+        if len(text) <= len(before) + len(after):
+            return []
+        # Ids are compared instead of offsets in the text: not every tokenizer has those, and some trim them.
+        ids = self._ids(text)
+        first = _shared(ids, self._ids(before))
+        behind = _shared(ids[first:][::-1], self._ids(after)[::-1])
+        return ids[first : len(ids) - behind]
+
+    def _render(self, prompt: str) -> str:
+        """The chat template's text around one video and the prompt."""
+        content = [{"type": "video"}, {"type": "text", "text": prompt}]
+        return self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}],
+            chat_template=self.template,
+            add_generation_prompt=True,
+            tokenize=False,
+        )
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
     def decode(self, token_ids: list[int]) -> str:
         """Text of generated tokens, without special tokens and the end of text."""
         return self.tokenizer.decode([i for i in token_ids if i not in self.end_ids], skip_special_tokens=True).strip()
+
+
+def _shared(ids: list[int], others: list[int]) -> int:
+    """How many ids two lists have in common at their start."""
+    same = (one == other for one, other in zip(ids, others, strict=False))
+    return sum(takewhile(bool, same))
 
 
 def _read_template(folder: Path, tokenizer: Any) -> str:

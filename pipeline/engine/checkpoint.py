@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from pipeline.engine.errors import ModelError
+from pruning.calibration import OWN_FILE
 
 _BUILTIN = {"builtin:tiny": Path(__file__).parent.parent / "tiny" / "checkpoint"}
 
@@ -63,6 +64,12 @@ class Checkpoint:
         if not path.is_file():
             raise ModelError(f"{folder}: no config.json, so not a model in the Hugging Face layout")
         return cls(name, folder, read_json(path))
+
+    @property
+    def calibration(self) -> Path | None:
+        """The model's own calibration of its pruning, where there is one beside the weights."""
+        path = self.folder / OWN_FILE
+        return path if path.is_file() else None
 
     def content_hash(self) -> str:
         """sha256 (hex) over the names and contents of the weight, config and tokenizer files."""

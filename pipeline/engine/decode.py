@@ -23,11 +23,14 @@ def generate(family: Family, sequences: list[Sequence], cache: KVCache, logits: 
     live = list(sequences)
     while True:
         chosen = choose_tokens(logits, [sequence.sampler for sequence in live])
+        _force(live, logits, chosen)
         took_part = list(live)
         for row in reversed(range(len(took_part))):
             sequence = took_part[row]
             sequence.token_ids.append(chosen[row])
-            sequence.is_stopped = family.is_end(chosen[row])
+            # an end token inside a forced answer is a token like others
+            is_last = len(sequence.token_ids) == sequence.request.max_new_tokens
+            sequence.is_stopped = family.is_end(chosen[row]) and (is_last or not sequence.request.forced_token_ids)
             if sequence.is_finished:
                 cache.drop(row)
                 live[row] = live[-1]
@@ -46,6 +49,22 @@ def generate(family: Family, sequences: list[Sequence], cache: KVCache, logits: 
             sequence.generate_ms += elapsed / len(took_part)
         if not live:
             return
+
+
+def _force(sequences: list[Sequence], logits: torch.Tensor, chosen: list[int]) -> None:
+    """Put forced tokens in the place of `chosen` ones, and note their log-probabilities by `logits`."""
+    forced = {
+        row: sequence.request.forced_token_ids[len(sequence.token_ids)]
+        for row, sequence in enumerate(sequences)
+        if sequence.request.forced_token_ids
+    }
+    if not forced:
+        return
+    rows, tokens = (torch.tensor(list(ids), device=logits.device) for ids in (forced, forced.values()))
+    logprobs = logits[rows].log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0]
+    for (row, token), logprob in zip(forced.items(), logprobs.tolist(), strict=True):
+        chosen[row] = token
+        sequences[row].logprobs.append(logprob)
 
 
 def decode_step(decoder: Decoder, cache: KVCache, tokens: list[int], positions: list[int]) -> torch.Tensor:

@@ -48,6 +48,7 @@ class Decoder:
         self._norm = parts.norm
         self._lm_head = lm_head
         self.max_positions: int = config.max_position_embeddings
+        self.vocabulary: int = parts.embed_tokens.weight.shape[0]
         self.shape = DecoderShape(
             hidden=config.hidden_size,
             heads=config.num_attention_heads,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -22,7 +23,8 @@ class ModelInfo:
     """A model as results and plans record it.
 
     `model_hash` is the sha256 (hex) over weight, config and tokenizer files. `default_frames` is
-    the number of frames that the model was trained for.
+    the number of frames that the model was trained for, `tokens_per_frame` the video tokens of each,
+    `calibration` the model's own calibration file (None: it has none).
     """
 
     name: str
@@ -35,6 +37,8 @@ class ModelInfo:
     num_layers: int
     hidden_size: int
     max_positions: int
+    tokens_per_frame: int
+    calibration: Path | None
 
 
 def model_info(source: str, device: DeviceName = "auto", dtype: DtypeName = "auto") -> ModelInfo:
@@ -61,6 +65,8 @@ def describe(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -
         num_layers=sizes.num_layers,
         hidden_size=sizes.hidden_size,
         max_positions=sizes.max_positions,
+        tokens_per_frame=sizes.tokens_per_frame,
+        calibration=checkpoint.calibration,
     )
 
 

@@ -49,16 +49,24 @@ class KVCache:
             ]
             for _ in range(2)
         )
+        self._row_index = torch.arange(self.rows, device=device)
+        self.shorten(lengths)
+
+    def shorten(self, lengths: Sequence[Sequence[int]]) -> None:
+        """Say how many entries really entered at prefill, where a plan was revised below its announced lengths.
+
+        To be called before the first `advance`; shape and meaning of `lengths` as at construction.
+        """
+        device = self._row_index.device
         by_layer = [tuple(layer) for layer in zip(*lengths, strict=True)]
         distinct = list(dict.fromkeys(by_layer))
         self._class_of_layer = [distinct.index(layer) for layer in by_layer]
         self._lengths = [list(layer) for layer in distinct]  # host copy: sizes of views without a device sync
         self._slots = [torch.tensor(layer, dtype=torch.int64, device=device) for layer in distinct]
-        self._row_index = torch.arange(self.rows, device=device)
         self._masks: list[torch.Tensor | None] = [None] * len(distinct)
 
     def write(self, layer: int, row: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Store a sequence's prefill, [n, KV heads, head size] each, n being the announced length."""
+        """Store a sequence's prefill, [n, KV heads, head size] each, n being the announced length or less."""
         self._keys[layer][row, :, : keys.shape[0]] = keys.transpose(0, 1)
         self._values[layer][row, :, : values.shape[0]] = values.transpose(0, 1)
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from pipeline.engine.attention import cached_attention, causal_attention, last_token_attention
+from pipeline.engine.encoded import EncodedVideo
 from pipeline.engine.families import Family
 from pipeline.engine.kv_cache import KVCache
 from pipeline.engine.packed import Packed, Span
@@ -37,21 +38,23 @@ class Prefill:
         self._prefill_ms = 0.0
         self._prune_ms = 0.0
 
-    def run(self, videos: list[torch.Tensor]) -> torch.Tensor:
-        """Logits float32 [B, vocabulary] after the prompts; `videos` are unpruned video tokens [N, hidden]."""
+    def run(self, videos: list[EncodedVideo]) -> torch.Tensor:
+        """Logits float32 [B, vocabulary] after the prompts; `videos` are the sequences' unpruned tokens."""
         packed = self._pack(videos)
-        for layer in range(self._decoder.shape.layers - 1):
+        last = self._decoder.shape.layers - 1
+        for layer in range(last):
             self._run_layer(layer, packed)
-        logits = self._run_last_layer(packed)
+        if any(sequence.tracer and last in sequence.plan.layers[1:] for sequence in self._sequences):
+            self._run_layer(last, packed)  # whoever leaves here changes no answer, but belongs into the trace
+            logits = self._decoder.logits(packed.hidden[packed.last_rows()])
+        else:
+            logits = self._run_last_layer(packed)
         self._attribute_times()
         return logits
 
-    def _pack(self, videos: list[torch.Tensor]) -> Packed:
+    def _pack(self, videos: list[EncodedVideo]) -> Packed:
         """Prune at the input and put the prompts around what is left."""
-        device = self._decoder.device
-        whole = [torch.arange(video.shape[0], device=device) for video in videos]
-        everyone = range(len(self._sequences))
-        kept = self._decide(0, list(everyone), list(videos), whole, [None] * len(videos))
+        kept = self._decide(0, {number: self._input(number, video) for number, video in enumerate(videos)})
         spans: list[Span] = []
         hidden: list[torch.Tensor] = []
         positions: list[torch.Tensor] = []
@@ -60,7 +63,7 @@ class Prefill:
             before, after = self._family.embed_prompt(sequence.prompt)
             index = kept[number].keep
             values = kept[number].values
-            video = videos[number][index] if values is None else values
+            video = videos[number].tokens[index] if values is None else values
             hidden += (before, video, after)
             position = self._family.positions(sequence.prompt, sequence.grid)
             first, end = before.shape[0], before.shape[0] + sequence.grid.tokens
@@ -117,42 +120,67 @@ class Prefill:
                 stages.setdefault(plan.layers.index(layer), []).append(number)
         kept: dict[int, Kept] = {}
         for stage, numbers in stages.items():
-            spans = [packed.spans[b] for b in numbers]
-            attention: list[torch.Tensor | None] = [None] * len(spans)
-            if self._pruner.needs.last_token_attention:
-                attention = [_video_attention(span, query, key) for span in spans]
-            hidden = [packed.hidden[span.video_rows] for span in spans]
-            kept |= self._decide(stage, numbers, hidden, [span.index for span in spans], attention)
+            views = {}
+            for number in numbers:
+                span = packed.spans[number]
+                views[number] = self._view(number, packed.hidden[span.video_rows], span.index)
+                if self._pruner.needs.last_token_attention:
+                    views[number].attention = _video_attention(span, query, key)
+            kept |= self._decide(stage, views)
         if kept:
             packed.keep(kept)
 
-    def _decide(
-        self,
-        stage: int,
-        numbers: list[int],
-        hidden: list[torch.Tensor],
-        index: list[torch.Tensor],
-        attention: list[torch.Tensor | None],
-    ) -> dict[int, Kept]:
-        """Ask the pruner about the videos of the sequences `numbers`, and hold it to the plan."""
+    def _view(self, number: int, hidden: torch.Tensor, index: torch.Tensor) -> VideoTokens:
+        """A sequence's live video tokens as the pruner sees them."""
+        sequence = self._sequences[number]
+        return VideoTokens(
+            grid=sequence.grid,
+            plan=sequence.plan,
+            hidden=hidden,
+            index=index,
+            seed=sequence.request.seed,
+            is_traced=sequence.tracer is not None,
+            state=self._states[number],
+        )
+
+    def _input(self, number: int, video: EncodedVideo) -> VideoTokens:
+        """A sequence's video tokens before the first layer, with what the pruner needs beside them."""
+        view = self._view(number, video.tokens, torch.arange(video.tokens.shape[0], device=video.tokens.device))
+        if self._pruner.needs.encoder_attention:
+            view.encoder_attention = video.attention
+        if self._pruner.needs.prompt:
+            view.prompt = self._family.embed_user_prompt(self._sequences[number].request.prompt)
+        return view
+
+    def _decide(self, stage: int, views: dict[int, VideoTokens]) -> dict[int, Kept]:
+        """Ask the pruner about the videos of some sequences, by their number, and hold it to its plans."""
         self._prefill_ms += self._watch.lap()
-        sequences = [self._sequences[b] for b in numbers]
-        videos = [
-            VideoTokens(s.grid, s.plan, h, i, s.request.seed, attention=a, state=self._states[b])
-            for b, s, h, i, a in zip(numbers, sequences, hidden, index, attention, strict=True)
-        ]
+        videos = list(views.values())
         decisions = self._pruner.prune_layer(stage, videos) if stage else self._pruner.prune_input(videos)
-        for number, sequence, decision in zip(numbers, sequences, decisions, strict=True):
-            if decision.keep.shape[0] != sequence.plan.counts[stage]:
-                raise RuntimeError(
-                    f"pruner {self._pruner.name!r} kept {decision.keep.shape[0]} tokens at stage {stage}, "
-                    f"its plan says {sequence.plan.counts[stage]}"
-                )
+        for (number, view), decision in zip(views.items(), decisions, strict=True):
+            self._accept(stage, self._sequences[number], view.index, decision)
             self._states[number] = decision.state
-            if decision.segment_starts is not None:
-                sequence.segments = len(decision.segment_starts)
         self._prune_ms += self._watch.lap()
-        return dict(zip(numbers, decisions, strict=True))
+        return dict(zip(views, decisions, strict=True))
+
+    def _accept(self, stage: int, sequence: Sequence, index: torch.Tensor, decision: Kept) -> None:
+        """Take a decision on the live tokens `index` over into the sequence; RuntimeError if it breaks the plan."""
+        if decision.plan is not None:
+            try:
+                sequence.revise(stage, decision.plan)
+            except ValueError as error:
+                raise RuntimeError(
+                    f"pruner {self._pruner.name!r} revised its plan at stage {stage}: {error}"
+                ) from error
+        if decision.keep.shape[0] != sequence.plan.counts[stage]:
+            raise RuntimeError(
+                f"pruner {self._pruner.name!r} kept {decision.keep.shape[0]} tokens at stage {stage}, "
+                f"its plan says {sequence.plan.counts[stage]}"
+            )
+        if decision.segment_starts is not None:
+            sequence.segments = len(decision.segment_starts)
+        if sequence.tracer is not None:
+            sequence.tracer.note(sequence.plan.layers[stage], index, decision)
 
     def _attribute_times(self) -> None:
         """Divide the pass's time among its sequences: pruning by N, the rest by tokens over all layers."""

@@ -8,19 +8,24 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from pipeline.engine.encoded import EncodedVideo
+from pipeline.engine.trace import TokenTrace
+
 
 @dataclass(frozen=True, eq=False)
 class Request:
     """One prompt about one video.
 
-    `frames` is uint8 RGB [T, H, W, 3], T >= 1, of any size; `frame_times_s` (T numbers) says when
-    they were shown. Requests of one call that share `video_key` show the same frames: these are
-    encoded once. `seed` drives sampling and random pruning. `retention` in (0, 1] overrides that of
-    the pruning config. `temperature` 0 is greedy; `top_p` keeps the smallest set of tokens whose
-    probability reaches it.
+    `frames` is uint8 RGB [T, H, W, 3], T >= 1, of any size, or what `VideoLLM.encode` made of them;
+    `frame_times_s` (T numbers) says when they were shown. Requests of one call that share `video_key`
+    show the same frames: these are encoded once. `seed` drives sampling and random pruning.
+    `retention` in (0, 1] overrides that of the pruning config. `temperature` 0 is greedy; `top_p`
+    keeps the smallest set of tokens whose probability reaches it. `forced_token_ids` are the answer,
+    word for word, whatever the model would have said (teacher forcing): the answer tells how likely
+    they were, and their number takes the place of `max_new_tokens`. `is_traced` asks for `Answer.trace`.
     """
 
-    frames: np.ndarray | torch.Tensor
+    frames: np.ndarray | torch.Tensor | EncodedVideo
     prompt: str
     max_new_tokens: int = 128
     frame_times_s: tuple[float, ...] | list[float] | None = None
@@ -29,6 +34,13 @@ class Request:
     retention: float | None = None
     temperature: float = 0.0
     top_p: float = 1.0
+    forced_token_ids: tuple[int, ...] | None = None
+    is_traced: bool = False
+
+    @property
+    def num_frames(self) -> int:
+        """T."""
+        return self.frames.frames if isinstance(self.frames, EncodedVideo) else int(self.frames.shape[0])
 
 
 @dataclass(frozen=True)
@@ -61,27 +73,27 @@ class AnswerStats:
 
 @dataclass(frozen=True)
 class Answer:
-    """The generated text; `token_ids` ends with the end-of-text token if `finish_reason` is "stop"."""
+    """The generated text; `token_ids` ends with the end-of-text token if `finish_reason` is "stop".
+
+    `logprobs`, of a request with forced tokens, are the natural logarithms of the probabilities that
+    the model gave to each of them, of its distribution as it is (temperature 1, top_p 1). `trace`, of
+    a traced request, says what became of each video token.
+    """
 
     text: str
     token_ids: list[int]
     finish_reason: Literal["stop", "length"]
     stats: AnswerStats
+    logprobs: list[float] | None = None
+    trace: TokenTrace | None = None
 
 
 def check_request(request: Request, name: str) -> None:
     """Raise ValueError, in one line that starts with `name`, if the request makes no sense."""
-    frames: Any = request.frames
-    if not isinstance(frames, np.ndarray | torch.Tensor):
-        raise ValueError(f"{name}: frames must be a numpy array or a torch tensor, not {type(frames).__name__}")
-    if frames.dtype not in (np.uint8, torch.uint8):
-        raise ValueError(f"{name}: frames must be uint8, not {frames.dtype}")
-    if frames.ndim != 4 or frames.shape[3] != 3:
-        raise ValueError(f"{name}: frames must have shape [T, H, W, 3], not {list(frames.shape)}")
-    if min(frames.shape) < 1:
-        raise ValueError(f"{name}: frames are empty, shape {list(frames.shape)}")
-    if request.frame_times_s is not None and len(request.frame_times_s) != frames.shape[0]:
-        raise ValueError(f"{name}: {len(request.frame_times_s)} frame_times_s for {frames.shape[0]} frames")
+    if not isinstance(request.frames, EncodedVideo):
+        check_frames(request.frames, name)
+    if request.frame_times_s is not None and len(request.frame_times_s) != request.num_frames:
+        raise ValueError(f"{name}: {len(request.frame_times_s)} frame_times_s for {request.num_frames} frames")
     if not isinstance(request.prompt, str):
         raise ValueError(f"{name}: the prompt must be text, not {type(request.prompt).__name__}")
     if request.max_new_tokens < 1:
@@ -92,3 +104,17 @@ def check_request(request: Request, name: str) -> None:
         raise ValueError(f"{name}: temperature must be 0 or more, not {request.temperature}")
     if not 0.0 < request.top_p <= 1.0:
         raise ValueError(f"{name}: top_p must be in (0, 1], not {request.top_p}")
+    if request.forced_token_ids is not None and len(request.forced_token_ids) < 1:
+        raise ValueError(f"{name}: forced_token_ids must hold at least one token")
+
+
+def check_frames(frames: Any, name: str) -> None:
+    """Raise ValueError, in one line that starts with `name`, unless these are uint8 frames [T, H, W, 3]."""
+    if not isinstance(frames, np.ndarray | torch.Tensor):
+        raise ValueError(f"{name}: frames must be a numpy array or a torch tensor, not {type(frames).__name__}")
+    if frames.dtype not in (np.uint8, torch.uint8):
+        raise ValueError(f"{name}: frames must be uint8, not {frames.dtype}")
+    if frames.ndim != 4 or frames.shape[3] != 3:
+        raise ValueError(f"{name}: frames must have shape [T, H, W, 3], not {list(frames.shape)}")
+    if min(frames.shape) < 1:
+        raise ValueError(f"{name}: frames are empty, shape {list(frames.shape)}")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from pipeline.engine.families.base import PromptTokens
 from pipeline.engine.request import AnswerStats, Request
 from pipeline.engine.sampling import Sampler
+from pipeline.engine.trace import Tracer
 from pruning import StagePlan, VideoGrid
 from pruning.cost import DecoderShape, flops_ratio, kv_ratio
 
@@ -27,13 +29,19 @@ class Sequence:
     retention: float
     sampler: Sampler
     next_position: int  # of the first generated token: the unpruned sequence's length
+    tracer: Tracer | None = None
     token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)  # of forced tokens
     is_stopped: bool = False
     segments: int | None = None
     vision_ms: float = 0.0
     prune_ms: float = 0.0
     prefill_ms: float = 0.0
     generate_ms: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Memory is set aside for the plan of the admission: a later one must fit into it."""
+        self._admitted = self.plan
 
     @property
     def text_tokens(self) -> int:
@@ -44,6 +52,36 @@ class Sequence:
     def cached_tokens(self) -> list[int]:
         """Entries of each layer's KV cache after prefill."""
         return [tokens + self.text_tokens for tokens in self.plan.attention_tokens()]
+
+    @property
+    def is_revised(self) -> bool:
+        """Whether another plan has taken the place of the one at admission."""
+        return self.plan is not self._admitted
+
+    def revise(self, stage: int, plan: StagePlan) -> None:
+        """Let `plan` hold from `stage` on, at which `plan.counts[stage]` tokens were kept.
+
+        Raises ValueError if it is not about this video, rewrites the stages before, lets tokens come
+        back, or lets more tokens into a layer's attention than were admitted.
+        """
+        old, new = self.plan, plan
+        if (new.num_tokens, new.num_layers) != (old.num_tokens, old.num_layers):
+            raise ValueError(f"it is for {new.num_tokens} tokens and {new.num_layers} layers")
+        if new.layers[: stage + 1] != old.layers[: stage + 1] or new.counts[:stage] != old.counts[:stage]:
+            raise ValueError(f"it changes stages before {stage} or the layer of stage {stage}")
+        layers_ascend = all(a < b for a, b in pairwise((*new.layers, new.num_layers)))
+        counts_fall = all(a >= b for a, b in pairwise((new.num_tokens, *new.counts, 0)))
+        if len(new.layers) != len(new.counts) or not layers_ascend or not counts_fall:
+            raise ValueError(
+                f"its layers {new.layers} must ascend below {new.num_layers} and its counts {new.counts} fall"
+            )
+        sizes = zip(new.attention_tokens(), self._admitted.attention_tokens(), strict=True)
+        for layer, (wanted, admitted) in enumerate(sizes):
+            if wanted > admitted:
+                raise ValueError(
+                    f"it lets {wanted} tokens into the attention of layer {layer}, admitted were {admitted}"
+                )
+        self.plan = plan
 
     @property
     def is_finished(self) -> bool:

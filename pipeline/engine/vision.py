@@ -15,16 +15,27 @@ _PATCHES_CUDA = 32_768
 _SOURCE_BYTES = 64 * 2**20  # raw frames that are resized at once
 
 
-def encode_videos(family: Family, videos: Sequence[np.ndarray | torch.Tensor]) -> list[torch.Tensor]:
-    """uint8 videos [T, H, W, 3], sizes may differ, to video tokens [N, hidden] each."""
+def encode_videos(
+    family: Family, videos: Sequence[np.ndarray | torch.Tensor], with_attention: bool = False
+) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+    """uint8 videos [T, H, W, 3], sizes may differ, to video tokens [N, hidden] each.
+
+    Beside each stands, if asked for, the attention [N] float32 that its tokens' places received in
+    the vision tower's last layer, else None.
+    """
     is_cuda = family.decoder.device.type == "cuda"
     rows_at_once = max(1, (_PATCHES_CUDA if is_cuda else _PATCHES_CPU) // family.patches_per_frame)
-    encoded: list[torch.Tensor] = []
+    tokens: list[torch.Tensor] = []
+    attention: list[torch.Tensor] = []
     lengths = [0] * len(videos)
     waiting: list[torch.Tensor] = []
 
     def encode(rows: torch.Tensor) -> None:
-        encoded.extend(family.encode(part) for part in rows.split(rows_at_once))
+        for part in rows.split(rows_at_once):
+            part_tokens, part_attention = family.encode(part, with_attention)
+            tokens.append(part_tokens)
+            if part_attention is not None:
+                attention.append(part_attention)
 
     for number, pixels in _preprocess(family, videos):
         lengths[number] += pixels.shape[0]
@@ -37,7 +48,11 @@ def encode_videos(family: Family, videos: Sequence[np.ndarray | torch.Tensor]) -
             waiting = [rows[whole:]] if whole < ready else []
     if waiting:
         encode(torch.cat(waiting))
-    return [tokens.flatten(0, 1) for tokens in torch.cat(encoded).split(lengths)]
+    by_video = [part.flatten(0, 1) for part in torch.cat(tokens).split(lengths)]
+    if not attention:
+        return [(part, None) for part in by_video]
+    received = [part.flatten() for part in torch.cat(attention).split(lengths)]
+    return list(zip(by_video, received, strict=True))
 
 
 def _preprocess(family: Family, videos: Sequence[np.ndarray | torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:

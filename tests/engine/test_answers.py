@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pipeline.engine import EncodeError, PromptTooLongError, Request, VideoLLM, batching, vision
+from pipeline.engine.admission import admit
 from pruning import PruningConfig, make_pruner
 from tests.engine.recording import answer_traced
 from tests.engine.videos import make_video
@@ -105,7 +106,8 @@ def test_a_shared_video_is_encoded_once_and_answered_the_same(llm, monkeypatch):
     encoded = []
     encode = vision.encode_videos
     monkeypatch.setattr(
-        "pipeline.engine.llm.encode_videos", lambda family, videos: encoded.extend(videos) or encode(family, videos)
+        "pipeline.engine.encoding.encode_videos",
+        lambda family, videos, *options: encoded.extend(videos) or encode(family, videos, *options),
     )
     prompts = ["what happens", "how many?", "which came first"]
     apart = [ask(5, prompt) for prompt in prompts]
@@ -154,7 +156,8 @@ def test_a_prompt_beyond_the_trained_positions_is_refused(llm):
     room = limit - answer.stats.video_tokens - answer.stats.prompt_tokens
     with pytest.raises(PromptTooLongError, match=f"request 1: .* exceed the {limit} positions"):
         llm.answer([ask(1), ask(1, max_new_tokens=room + 1)], HALF)
-    assert llm._admit(0, ask(1, max_new_tokens=room), make_pruner(HALF), 0.5, "request").next_position == limit - room
+    admitted = admit(llm._family, make_pruner(HALF), 0, ask(1, max_new_tokens=room), 0.5)
+    assert admitted.next_position == limit - room
 
 
 @pytest.mark.parametrize(
@@ -177,7 +180,7 @@ def test_a_prompt_beyond_the_trained_positions_is_refused(llm):
     ],
 )
 def test_senseless_requests_are_refused_before_any_work(llm, monkeypatch, changes, message):
-    monkeypatch.setattr("pipeline.engine.llm.encode_videos", None)
+    monkeypatch.setattr("pipeline.engine.encoding.encode_videos", None)
     with pytest.raises(ValueError, match=f"^request 1: .*{message}"):
         llm.answer([ask(), dataclasses.replace(ask(), **changes)], HALF)
 
@@ -207,6 +210,6 @@ def test_failures_of_the_vision_tower_are_told_apart_from_full_memory(llm, monke
     def fail(*_):
         raise cause
 
-    monkeypatch.setattr("pipeline.engine.llm.encode_videos", fail)
+    monkeypatch.setattr("pipeline.engine.encoding.encode_videos", fail)
     with pytest.raises(told, match=str(cause)):
         llm.answer([Request(make_video(2), "what", max_new_tokens=1)], PruningConfig(method="none"))

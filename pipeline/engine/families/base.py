@@ -31,9 +31,10 @@ class PromptTokens:
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """What a config says about a model's size: pixels a side, decoder layers and width, trained positions."""
+    """What a config says about the sizes of a model: its frames, its decoder, its trained positions."""
 
-    image_size: int
+    image_size: int  # pixels a side
+    tokens_per_frame: int
     num_layers: int
     hidden_size: int
     max_positions: int
@@ -67,8 +68,13 @@ class Family(Protocol):
         """uint8 [T, H, W, 3] of any size to the vision tower's input, T' rows of one fixed shape."""
         ...
 
-    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Rows of `preprocess` from any videos to video tokens [T', positions, hidden]."""
+    def encode(self, pixels: torch.Tensor, with_attention: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Rows of `preprocess` from any videos to video tokens [T', positions, hidden].
+
+        The second is, if asked for, [T', positions] float32: the share of attention that each patch
+        receives in the last layer of the vision tower that is used, mean over queries and heads,
+        brought to the token grid as the tokens are; else None.
+        """
         ...
 
     def tokenize(self, prompt: str) -> PromptTokens:
@@ -77,6 +83,10 @@ class Family(Protocol):
 
     def embed_prompt(self, prompt: PromptTokens) -> tuple[torch.Tensor, torch.Tensor]:
         """Input embeddings before the video and after it, tail included, [n, hidden] each."""
+        ...
+
+    def embed_user_prompt(self, prompt: str) -> torch.Tensor:
+        """Input embeddings [m, hidden] of the user's words alone, tokenized as they stand in the chat template."""
         ...
 
     def positions(self, prompt: PromptTokens, grid: VideoGrid) -> torch.Tensor:

@@ -7,6 +7,7 @@ follows the whole video and counts as text.
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any, ClassVar, Self
 
 import torch
@@ -17,6 +18,7 @@ from pipeline.engine.checkpoint import Checkpoint, one_line
 from pipeline.engine.decoder import Decoder, check_decoder_config
 from pipeline.engine.errors import ModelError
 from pipeline.engine.families.base import ModelSizes, PromptTokens
+from pipeline.engine.families.siglip_attention import SiglipAttention
 from pipeline.engine.preprocess import FramePreprocessor
 from pruning import VideoGrid
 
@@ -34,9 +36,9 @@ class LlavaOnevision:
         self._model = model
         self._chat = chat
         self._preprocessor = preprocessor
-        side = config.vision_config.image_size // config.vision_config.patch_size
-        self._positions = math.ceil(side / 2) ** 2
-        self.patches_per_frame = side * side
+        self._columns = _columns(config)
+        self._positions = self._columns**2
+        self.patches_per_frame = _patches_a_side(config) ** 2
         self.decoder = Decoder(model.model.language_model, model.lm_head, config.text_config)
 
     @classmethod
@@ -60,6 +62,7 @@ class LlavaOnevision:
         config = _read_config(checkpoint)
         return ModelSizes(
             image_size=config.vision_config.image_size,
+            tokens_per_frame=_columns(config) ** 2,
             num_layers=config.text_config.num_hidden_layers,
             hidden_size=config.text_config.hidden_size,
             max_positions=config.text_config.max_position_embeddings,
@@ -67,17 +70,23 @@ class LlavaOnevision:
 
     def grid(self, num_frames: int) -> VideoGrid:
         """One row of positions a frame; no position is constant."""
-        return VideoGrid(num_frames, self._positions)
+        return VideoGrid(num_frames, self._positions, columns=self._columns)
 
     def preprocess(self, frames: torch.Tensor) -> torch.Tensor:
         """uint8 [T, H, W, 3] to pixels [T, 3, side, side]."""
         return self._preprocessor(frames, self.decoder.dtype)
 
-    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Pixels [T, 3, side, side] to video tokens [T, positions, hidden]."""
-        # transformers sees one video of T frames and puts its newline after the last of them
-        tokens = self._model.model.get_video_features(pixels[None]).pooler_output[0, :-1]
-        return tokens.unflatten(0, (-1, self._positions))
+    def encode(self, pixels: torch.Tensor, with_attention: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Pixels [T, 3, side, side] to video tokens [T, positions, hidden], and what SigLIP attends to if asked for."""
+        model = self._model.model
+        attention = SiglipAttention(model.vision_tower, model.config.vision_feature_layer) if with_attention else None
+        with attention or nullcontext():
+            # transformers sees one video of T frames and puts its newline after the last of them
+            tokens = model.get_video_features(pixels[None]).pooler_output[0, :-1]
+        tokens = tokens.unflatten(0, (-1, self._positions))
+        if attention is None:
+            return tokens, None
+        return tokens, model.apply_pooling(attention.received()[..., None])[..., 0]
 
     def tokenize(self, prompt: str) -> PromptTokens:
         """The chat template around one video and the prompt."""
@@ -88,6 +97,10 @@ class LlavaOnevision:
         """Embeddings before the video, and newline plus embeddings after it."""
         newline = self._model.model.image_newline[None].to(self.decoder.dtype)
         return self.decoder.embed(prompt.before), torch.cat((newline, self.decoder.embed(prompt.after)))
+
+    def embed_user_prompt(self, prompt: str) -> torch.Tensor:
+        """Embeddings of the user's words alone, [m, hidden]."""
+        return self.decoder.embed(self._chat.prompt_ids(prompt))
 
     def positions(self, prompt: PromptTokens, grid: VideoGrid) -> torch.Tensor:
         """Plain counting, int64 [N + M]."""
@@ -100,6 +113,15 @@ class LlavaOnevision:
     def decode_text(self, token_ids: list[int]) -> str:
         """Generated tokens as text, without special tokens."""
         return self._chat.decode(token_ids)
+
+
+def _patches_a_side(config: LlavaOnevisionConfig) -> int:
+    return config.vision_config.image_size // config.vision_config.patch_size
+
+
+def _columns(config: LlavaOnevisionConfig) -> int:
+    """Tokens a side of a frame, after pooling."""
+    return math.ceil(_patches_a_side(config) / 2)
 
 
 def _read_config(checkpoint: Checkpoint) -> LlavaOnevisionConfig:
