@@ -1,10 +1,18 @@
-"""Greedy MAP inference of a determinantal point process (Chen et al. 2018), batched."""
+"""Greedy MAP inference of a determinantal point process (Chen et al. 2018), batched and in panels."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
+
+from pruning.dpp_fused import can_fuse, take_panel_fused
+
+# Steps between two updates of the whole kernel. Longer panels read more of their own factors at each
+# step, shorter ones read and write the kernel more often; 32 to 64 are about equally fast on a CPU.
+PANEL = 48
+# The kernel is cut down to the items still free once they are this share of it: each cut moves it once.
+_CUT = 0.8
 
 
 def greedy_map(
@@ -22,38 +30,125 @@ def greedy_map(
     K_ii and loses e_i² at each step, e_i = (K_ji − Σ_t c_tj·c_ti) / √d²_j. A row stops once that
     d² falls below `epsilon` · max K_ii, as past the kernel's rank it is rounding noise, and fills
     its count by `relevance` [B, n] (default: K_ii; ties by index).
+
+    The factors c of the last `PANEL` steps are subtracted step by step; older ones are subtracted from
+    the kernel once, as one matrix product (a pivoted Cholesky factorization by panels). So a step
+    reads one row of the kernel and a panel, not all factors so far.
     Rows in descending order of counts cost least: finished ones at the end are left out.
     """
     batch, n, _ = kernel.shape
     device = kernel.device
-    wanted = torch.tensor(counts, device=device).unsqueeze(1)
-    if sizes is None:
-        padding = torch.zeros(batch, n, dtype=torch.bool, device=device)
-    else:
-        padding = torch.arange(n, device=device) >= torch.tensor(sizes, device=device).unsqueeze(1)
+    wanted = torch.tensor(counts, device=device)
+    sizes = [n] * batch if sizes is None else sizes
+    padding = torch.arange(n, device=device) >= torch.tensor(sizes, device=device).unsqueeze(1)
     diagonal = kernel.diagonal(dim1=1, dim2=2)
     gains = diagonal.masked_fill(padding, -torch.inf)
-    stop = epsilon * gains.amax(1, keepdim=True)
-    steps = max(counts)
-    factors = kernel.new_empty(batch, steps, n)
-    last_row = {count: b + 1 for b, count in enumerate(counts)}
-    for step in range(steps):
-        active = max(end for count, end in last_row.items() if count > step)
-        gain, item = gains[:active].max(1, keepdim=True)
-        alive = (gain >= stop[:active]) & (gain > 0) & (wanted[:active] > step)
-        column = item.unsqueeze(2)
-        row = kernel[:active].gather(1, column.expand(-1, 1, n))
-        if step:
-            past = factors[:active, :step]
-            weights = past.gather(2, column.expand(-1, step, 1))
-            row = torch.baddbmm(row, weights.transpose(1, 2), past, alpha=-1)
-        factor = factors[:active, step]
-        torch.mul(row.squeeze(1), torch.where(alive, gain, torch.inf).rsqrt(), out=factor)
-        gains[:active].addcmul_(factor, factor, value=-1)
-        # Taken items drop out at -inf; a row that is not alive gets back what it had.
-        gains[:active].scatter_(1, item, torch.where(alive, -torch.inf, gain))
-    taken = gains.isneginf() & ~padding
+    stop = (epsilon * gains.amax(1)).clamp_min(torch.finfo(kernel.dtype).tiny)
+    taken = _take(kernel.contiguous(), gains, stop, wanted, _rows_by_step(counts), sizes) & ~padding
     fill_by = diagonal if relevance is None else relevance
     order = fill_by.masked_fill(taken | padding, -torch.inf).argsort(dim=1, descending=True, stable=True)
     place = torch.empty_like(order).scatter_(1, order, torch.arange(n, device=device).expand(batch, n))
-    return taken | (place < wanted - taken.sum(1, keepdim=True))
+    return taken | (place < wanted.unsqueeze(1) - taken.sum(1, keepdim=True))
+
+
+def _rows_by_step(counts: Sequence[int]) -> list[int]:
+    """How many rows each step must treat: all up to the last one that wants more items than it has."""
+    rows: list[int] = []
+    for row in reversed(range(len(counts))):
+        rows += [row + 1] * (counts[row] - len(rows))
+    return rows
+
+
+def _take(
+    kernel: torch.Tensor,
+    gains: torch.Tensor,
+    stop: torch.Tensor,
+    wanted: torch.Tensor,
+    rows: Sequence[int],
+    sizes: Sequence[int],
+) -> torch.Tensor:
+    """The items that the recursion takes and the padding, [B, n] bool. `kernel` is not changed.
+
+    `gains` is [B, n], d² at first and −inf for padding; `stop` and `wanted` are [B], the least d² to
+    take and the most items; `rows` says how many rows each step treats. Nothing waits for a CUDA device.
+    """
+    taken = torch.zeros_like(gains, dtype=torch.bool)
+    items = torch.arange(gains.shape[1], device=gains.device).expand_as(gains)
+    fused = can_fuse(kernel)
+    # One panel size, so that one Triton kernel serves all counts; a CPU would feel the memory it leaves unused.
+    steps = PANEL if fused else min(PANEL, len(rows))
+    is_own = False  # whether `left` is a copy that may be changed
+    left, panel = kernel, kernel.new_zeros(gains.shape[0], steps, gains.shape[1])
+    for first in range(0, len(rows), PANEL):
+        active = rows[first]
+        left, gains, items, panel = left[:active], gains[:active], items[:active], panel[:active]
+        if first:
+            # Looking at the gains costs a CPU nothing; a CUDA device would have to be waited for.
+            if not kernel.is_cuda and not (gains.amax(1) >= stop[:active]).any():
+                break
+            free = max(sizes[:active]) - first
+            if free <= _CUT * gains.shape[1]:
+                left, gains, items, panel = _cut(left, gains, items, panel, free)
+                is_own = True
+            past = panel.transpose(1, 2)
+            left = left.baddbmm_(past, panel, alpha=-1) if is_own else torch.baddbmm(left, past, panel, alpha=-1)
+            is_own = True
+        if fused:
+            take_panel_fused(left, gains, stop, wanted, first, panel)
+        else:
+            _take_panel(left, gains, stop, wanted, first, rows[first : first + PANEL], panel)
+        taken[:active].scatter_(1, items, gains.isneginf())
+    return taken
+
+
+def _cut(
+    left: torch.Tensor, gains: torch.Tensor, items: torch.Tensor, panel: torch.Tensor, free: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """All four for the first `free` items that are not taken, in order; rows that go on have no more."""
+    place = gains.isneginf().to(torch.uint8).argsort(dim=1, stable=True)[:, :free]
+    batch, n = gains.shape
+    lines = left.view(batch * n, n).index_select(0, (_offsets(batch, n, left.device) + place).flatten())
+    left = lines.view(batch, free, n).gather(2, place.unsqueeze(1).expand(-1, free, -1))
+    panel = panel.gather(2, place.unsqueeze(1).expand(-1, panel.shape[1], -1))
+    return left, gains.gather(1, place), items.gather(1, place), panel
+
+
+def _take_panel(
+    left: torch.Tensor,
+    gains: torch.Tensor,
+    stop: torch.Tensor,
+    wanted: torch.Tensor,
+    first: int,
+    rows: Sequence[int],
+    panel: torch.Tensor,
+) -> None:
+    """Steps `first` … of the recursion, one for each of `rows`, on what is `left` of the kernel [B, n, n].
+
+    Sets `gains` [B, n] to −inf for items that are taken and writes the factor of each step to `panel`
+    [B, PANEL, n]: zero where a row takes nothing.
+    """
+    batch, n, _ = left.shape
+    lines = left.view(batch * n, n)
+    offset = _offsets(batch, n, left.device)
+    # The least gain to take, out of reach where a row has all that it wants, [steps, b, 1].
+    step = torch.arange(first, first + len(rows), device=left.device).unsqueeze(1)
+    least = torch.where(wanted[:batch] > step, stop[:batch], torch.inf).unsqueeze(2)
+    for step, active in enumerate(rows):
+        now = gains[:active]
+        gain, item = now.max(1, keepdim=True)
+        alive = gain >= least[step, :active]
+        line = lines.index_select(0, (item + offset[:active]).squeeze(1))
+        if step:
+            past = panel[:active, :step]
+            weights = past.gather(2, item.unsqueeze(2).expand(-1, step, 1))
+            line = torch.baddbmm(line.unsqueeze(1), weights.transpose(1, 2), past, alpha=-1).squeeze(1)
+        factor = panel[:active, step]
+        torch.mul(line, torch.where(alive, gain, torch.inf).rsqrt_(), out=factor)
+        now.addcmul_(factor, factor, value=-1)
+        # Taken items drop out at -inf; a row that is not alive gets back what it had.
+        now.scatter_(1, item, torch.where(alive, -torch.inf, gain))
+
+
+def _offsets(batch: int, n: int, device: torch.device) -> torch.Tensor:
+    """Where the items of each row begin when the lines of all kernels are numbered through, [B, 1]."""
+    return torch.arange(0, batch * n, n, device=device).unsqueeze(1)

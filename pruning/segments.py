@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from pruning.protocol import VideoGrid
-from pruning.vectors import cosine, unit
+from pruning.vectors import cosine, numbers_at_once, unit
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,17 @@ class Segmentation:
         return ids.to(self.similarity.device)
 
 
-def segment_video(hidden: torch.Tensor, grid: VideoGrid, tau: float, beta: float) -> Segmentation:
+def segment_video(
+    hidden: torch.Tensor, grid: VideoGrid, tau: float, beta: float, segments: int | None = None
+) -> Segmentation:
     """Cut a video where a frame repeats too little of the one before.
 
     `hidden` is [N, d], all tokens of `grid`. Frame t ≥ 1 has the merge ratio m[t], the share of its
     positions whose cosine with the previous frame exceeds `tau`; a segment starts at frame 0 and
-    wherever m[t] < `beta`. The grid's constant positions have no say in m or in segment means.
-    Raises ValueError if the grid does not fit `hidden` or has no position that is not constant.
+    wherever m[t] < `beta`, or, where a number of `segments` S is given, at the S − 1 frames of lowest
+    m[t] (ties by index; at most T segments). The grid's constant positions have no say in m or in
+    segment means. Raises ValueError if the grid does not fit `hidden`, has no position that is not
+    constant, or S < 1.
     """
     if hidden.shape[0] != grid.tokens:
         raise ValueError(f"{grid.frames} × {grid.positions} tokens expected, got {hidden.shape[0]}")
@@ -49,10 +53,16 @@ def segment_video(hidden: torch.Tensor, grid: VideoGrid, tau: float, beta: float
     picture = [p for p in range(grid.positions) if p not in constants]
     if not picture:
         raise ValueError("a frame needs at least one position that is not constant")
+    if segments is not None and segments < 1:
+        raise ValueError(f"a video has at least 1 segment, got {segments}")
     tokens = hidden.reshape(grid.frames, grid.positions, -1)
     similarity = _similarity_to_previous(tokens)
-    repeats = (similarity > tau) if not constants else (similarity[:, picture] > tau)
-    starts = (0, *(t for t, n in enumerate(repeats.sum(1).tolist(), start=1) if n / len(picture) < beta))
+    repeats = ((similarity > tau) if not constants else (similarity[:, picture] > tau)).sum(1).tolist()
+    if segments is None:
+        cuts = [t for t, n in enumerate(repeats, start=1) if n / len(picture) < beta]
+    else:
+        cuts = sorted(sorted(range(1, grid.frames), key=lambda t: (repeats[t - 1], t))[: segments - 1])
+    starts = (0, *cuts)
     values = marginal_values(_segment_means(tokens if not constants else tokens[:, picture], starts))
     return Segmentation(starts, similarity, tuple(values), tuple(standard_scores(values)))
 
@@ -80,8 +90,13 @@ def standard_scores(values: Sequence[float]) -> list[float]:
 
 def _similarity_to_previous(tokens: torch.Tensor) -> torch.Tensor:
     """Cosine of each token of `tokens` [T, P, d] with its position's predecessor, [T−1, P]."""
-    units = unit(tokens)
-    return (units[1:] * units[:-1]).sum(-1)
+    frames, positions, d = tokens.shape
+    similarity = torch.empty(frames - 1, positions, device=tokens.device)
+    at_once = max(1, numbers_at_once(tokens.device) // (positions * d))
+    for first in range(0, frames - 1, at_once):
+        units = unit(tokens[first : first + at_once + 1])
+        similarity[first : first + at_once] = (units[1:] * units[:-1]).sum(-1)
+    return similarity
 
 
 def _segment_means(tokens: torch.Tensor, starts: Sequence[int]) -> torch.Tensor:

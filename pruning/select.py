@@ -1,28 +1,19 @@
-"""Choose diverse and relevant tokens inside the segments of many videos at once (HieraVid, Level 2)."""
+"""Choose tokens inside the segments of many videos at once (HieraVid, Level 2)."""
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 
+from pruning.blocks import Blocks, by_width, segment_blocks, split_blocks
 from pruning.dpp import greedy_map
-from pruning.vectors import unit
+from pruning.kernels import block_kernels, project
 
-# A batch of blocks is cut so that its gathered features and its kernels hold at most so many numbers (1 GiB).
-_MAX_NUMBERS = 2**28
-
-
-@dataclass(frozen=True)
-class _Block:
-    """Tokens selected together: `size` rows from `start` on, of which `count` stay."""
-
-    start: int
-    size: int
-    count: int
+# Kernels of so many numbers are treated together: more of them cost fewer launches, until they leave
+# the cache of a CPU or, at 1 GiB, take too much of a GPU's memory.
+_KERNELS_CPU, _KERNELS_CUDA = 2**24, 2**28
 
 
 def select_tokens(
@@ -32,93 +23,80 @@ def select_tokens(
     counts: Sequence[Sequence[int]],
     max_block: int | None,
     epsilon: float,
+    projection: int | None = None,
+    selection: Literal["dpp", "relevance", "uniform"] = "dpp",
 ) -> list[torch.Tensor]:
     """Rows to keep of each video, [K] int64 ascending.
 
     Video i has `features[i]` [n, d] and `relevances[i]` [n] float32 ≥ 0, its segments one after the
-    other: segment j has lengths[i][j] rows and keeps counts[i][j] of them, chosen by greedy MAP on
-    K_ij = rel_i · cos(h_i, h_j) · rel_j inside the segment. Segments of more than `max_block` rows
-    are selected in even pieces, in time order. No kernel ever spans two segments.
+    other: segment j has lengths[i][j] rows and keeps counts[i][j] of them. `selection` says which:
+
+    - dpp: by greedy MAP on K_ij = rel_i · cos(h_i, h_j) · rel_j inside the segment. Segments of more
+      than `max_block` rows are selected in even pieces, in time order. `projection` takes cosines
+      after a random projection to so many dimensions, which bounds the kernel's rank: a block that
+      keeps more than that fills the rest by relevance. No kernel ever spans two segments.
+    - relevance: those of highest relevance, ties by index.
+    - uniform: evenly spaced, the middle of each of K even parts.
     """
-    sizes = [feature.shape[0] for feature in features]
-    total = sum(sizes)
-    device = features[0].device
-    blocks = list(_blocks(lengths, counts, max_block))
-    whole = torch.zeros(total + 1, dtype=torch.bool)  # the last entry takes what falls on padding
-    buckets: dict[int, list[_Block]] = defaultdict(list)
-    for block in blocks:
-        if block.count == block.size:
-            whole[block.start : block.start + block.size] = True
-        elif block.count > 0:
-            buckets[padded_size(block.size)].append(block)
-    kept = whole.to(device)
-    if buckets:
-        units = torch.zeros(total + 1, features[0].shape[1], device=device)
-        weights = torch.zeros(total + 1, device=device)
-        torch.cat(list(relevances), out=weights[:total])
-        row = 0
-        for feature in features:
-            units[row : row + feature.shape[0]] = unit(feature)
-            row += feature.shape[0]
-        for width, bucket in buckets.items():
-            bucket.sort(key=lambda block: -block.count)
-            batch = max(1, _MAX_NUMBERS // (width * max(width, units.shape[1])))
-            for first in range(0, len(bucket), batch):
-                rows, chosen = _select_blocks(units, weights, bucket[first : first + batch], width, epsilon)
-                kept[rows.masked_fill(~chosen, total)] = True
-    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
-    rows = kept[:total].nonzero().squeeze(1).split([sum(count) for count in counts])
-    return [keep - (end - size) for keep, end, size in zip(rows, ends, sizes, strict=True)]
+    segments = segment_blocks(lengths, counts)
+    if selection == "dpp":
+        blocks = segments if max_block is None else split_blocks(segments, max_block)
+        vectors = features if projection is None else [project(feature, projection) for feature in features]
+        kept = _diverse(_joined(vectors), _joined(relevances), blocks, epsilon)
+    elif selection == "relevance":
+        kept = _highest(_joined(relevances), segments)
+    else:
+        kept = _evenly_spaced(segments, features[0].device)
+    rows = kept.nonzero().squeeze(1).split([sum(count) for count in counts])
+    starts = [0]
+    for feature in features[:-1]:
+        starts.append(starts[-1] + feature.shape[0])
+    return [keep - start for keep, start in zip(rows, starts, strict=True)]
 
 
-def padded_size(size: int) -> int:
-    """The size that a block of `size` tokens is padded to; its square is less than 2·size².
-
-    Sizes form a fixed ladder by √2 through 1,024: a block's arithmetic depends on the block alone,
-    never on what it is batched with.
-    """
-    width = 1024
-    while width < size:
-        width = math.isqrt(2 * width * width)
-    while (smaller := math.isqrt(width * width // 2)) >= size:
-        width = smaller
-    return width
+def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
-def _blocks(
-    lengths: Sequence[Sequence[int]], counts: Sequence[Sequence[int]], max_block: int | None
-) -> Iterator[_Block]:
-    """The blocks of all videos in order of their rows; sizes and counts of a segment's pieces differ by at most 1."""
-    start = 0
-    for size, count in (pair for video in zip(lengths, counts, strict=True) for pair in zip(*video, strict=True)):
-        pieces = 1 if max_block is None else max(1, -(-size // max_block))
-        for piece in range(pieces):
-            # Both remainders go to the first pieces, so a piece never keeps more than it has.
-            part = _Block(start, _even(size, pieces, piece), _even(count, pieces, piece))
-            yield part
-            start += part.size
+def _diverse(features: torch.Tensor, relevance: torch.Tensor, blocks: Blocks, epsilon: float) -> torch.Tensor:
+    """Which of the N rows stay by greedy MAP in each block, [N] bool."""
+    total = features.shape[0]
+    # Blocks kept whole or not at all need no kernel.
+    whole = torch.repeat_interleave(blocks.counts == blocks.sizes, blocks.sizes)
+    kept = torch.cat([whole, whole.new_zeros(1)]).to(features.device)  # the last entry takes what falls on padding
+    limit = _KERNELS_CUDA if features.is_cuda else _KERNELS_CPU
+    for width, group in by_width(blocks[(blocks.counts > 0) & (blocks.counts < blocks.sizes)]):
+        at_once = max(1, limit // width**2)
+        for first in range(0, len(group), at_once):
+            part = group[first : first + at_once]
+            kernel, weights, rows = block_kernels(features, relevance, part, width)
+            chosen = greedy_map(kernel, part.counts.tolist(), part.sizes.tolist(), weights, epsilon)
+            kept[rows.masked_fill(~chosen, total)] = True
+    return kept[:total]
 
 
-def _even(amount: int, pieces: int, piece: int) -> int:
-    return amount // pieces + (piece < amount % pieces)
+def _highest(relevance: torch.Tensor, segments: Blocks) -> torch.Tensor:
+    """Which rows are among the first counts[b] of segment b by relevance, [N] bool."""
+    segment, place, counts = _places(segments, relevance.device)
+    order = relevance.argsort(descending=True, stable=True)
+    order = order[segment[order].argsort(stable=True)]
+    # In this order the segments lie as before, so position i holds the row of rank place[i] of its segment.
+    return torch.zeros_like(segment, dtype=torch.bool).scatter_(0, order, place < counts)
 
 
-def _select_blocks(
-    units: torch.Tensor, weights: torch.Tensor, blocks: Sequence[_Block], width: int, epsilon: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of the blocks, [B, width] int64 (padding points at the last row of `units`), and which are chosen."""
-    device = units.device
-    starts = torch.tensor([block.start for block in blocks], device=device).unsqueeze(1)
-    sizes = [block.size for block in blocks]
-    offset = torch.arange(width, device=device)
-    padding = offset >= torch.tensor(sizes, device=device).unsqueeze(1)
-    rows = (starts + offset).masked_fill(padding, units.shape[0] - 1)
-    features, relevance = units[rows], weights[rows]
-    kernel = features @ features.transpose(1, 2)
-    # A token's cosine with itself is exactly 1 (0 for a zero vector), so that equal relevance ties by index.
-    kernel.diagonal(dim1=1, dim2=2).round_()
-    # Only ratios inside a block matter; a largest weight of 1 keeps small ones from underflowing when multiplied.
-    scaled = relevance / relevance.amax(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-    kernel *= scaled.unsqueeze(2)
-    kernel *= scaled.unsqueeze(1)
-    return rows, greedy_map(kernel, [block.count for block in blocks], sizes, scaled, epsilon)
+def _evenly_spaced(segments: Blocks, device: torch.device) -> torch.Tensor:
+    """Which rows are floor((i + ½)·n / k) for an i < k, inside a segment of n rows that keeps k, [N] bool."""
+    _, place, counts = _places(segments, device)
+    sizes = torch.repeat_interleave(segments.sizes.to(device), segments.sizes.to(device), output_size=len(place))
+    # Row p is one of them if an i lies in [p·k/n − ½, (p + 1)·k/n − ½), that is 2i·n in [2p·k − n, 2(p + 1)·k − n).
+    before = (2 * place * counts - sizes + 2 * sizes - 1).div(2 * sizes, rounding_mode="floor")
+    after = (2 * (place + 1) * counts - sizes + 2 * sizes - 1).div(2 * sizes, rounding_mode="floor")
+    return after > before
+
+
+def _places(segments: Blocks, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of each row: its segment, its place in the segment, and how many rows the segment keeps, [N] int64 each."""
+    total = int(segments.sizes.sum())
+    sizes, starts, counts = (x.to(device) for x in (segments.sizes, segments.starts, segments.counts))
+    segment = torch.repeat_interleave(sizes, output_size=total)
+    return segment, torch.arange(total, device=device) - starts[segment], counts[segment]

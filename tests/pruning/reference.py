@@ -12,14 +12,15 @@ def mean(vectors):
     return [math.fsum(column) / len(vectors) for column in zip(*vectors, strict=True)]
 
 
-def segment_starts(tokens, frames, positions, constants=(), tau=0.6, beta=0.4):
+def segment_starts(tokens, frames, positions, constants=(), tau=0.6, beta=0.4, segments=None):
     picture = [p for p in range(positions) if p not in constants]
-    starts = [0]
+    ratios = {}
     for t in range(1, frames):
         alike = [p for p in picture if cosine(tokens[t * positions + p], tokens[(t - 1) * positions + p]) > tau]
-        if len(alike) / len(picture) < beta:
-            starts.append(t)
-    return starts
+        ratios[t] = len(alike) / len(picture)
+    if segments is not None:
+        return sorted([0, *sorted(ratios, key=lambda t: (ratios[t], t))[: segments - 1]])
+    return [0, *(t for t in ratios if ratios[t] < beta)]
 
 
 def segment_of_frame(starts, frames):
@@ -155,10 +156,19 @@ def greedy_map(matrix, count, rel=None, epsilon=1e-6):
     return chosen
 
 
-def select(vectors, rel, lengths, counts, max_block=1024, epsilon=1e-6):
+def select(vectors, rel, lengths, counts, max_block=1024, epsilon=1e-6, selection="dpp"):
     """Kept rows of one video, segments one after the other."""
     rows, start = [], 0
     for length, count in zip(lengths, counts, strict=True):
+        if selection == "uniform":
+            rows += [start + (2 * i + 1) * length // (2 * count) for i in range(count)]
+            start += length
+            continue
+        if selection == "relevance":
+            segment = range(start, start + length)
+            rows += sorted(sorted(segment, key=lambda i: (-rel[i], i))[:count])
+            start += length
+            continue
         pieces = max(1, math.ceil(length / max_block)) if max_block else 1
         for piece in range(pieces):
             size = length // pieces + (1 if piece < length % pieces else 0)
@@ -174,31 +184,56 @@ def select(vectors, rel, lengths, counts, max_block=1024, epsilon=1e-6):
 class Video:
     """One video through all stages: `input_stage`, then `layer_stage` once for each later count."""
 
-    def __init__(self, tokens, frames, positions, constants=(), across=False, exact=True, max_block=1024, **relevance):
+    def __init__(
+        self,
+        tokens,
+        frames,
+        positions,
+        constants=(),
+        across=False,
+        exact=True,
+        max_block=1024,
+        levels=("segment", "frame", "layer"),
+        selection="dpp",
+        tau=0.6,
+        beta=0.4,
+        segments=None,
+        merge_share=1.0,
+        **relevance,
+    ):
         self.tokens, self.frames, self.positions = tokens, frames, positions
         self.across, self.exact, self.max_block, self.relevance = across, exact, max_block, relevance
-        self.starts = segment_starts(tokens, frames, positions, constants)
+        self.merge_share = merge_share if "segment" in levels else 0.0
+        self.has_frame_level = "frame" in levels
+        self.selection = selection if self.has_frame_level else "uniform"
+        self.starts = [0]
+        if "segment" in levels:
+            self.starts = segment_starts(tokens, frames, positions, constants, tau, beta, segments)
         self.values = marginal_values(tokens, frames, positions, constants, self.starts)
         self.scores = z_scores(self.values)
 
     def _lengths(self):
         return [self.segments.count(i) for i in range(len(self.starts))]
 
-    def _reduce(self, vectors, rel, total):
+    def _reduce(self, vectors, rel, total, selection):
         lengths = self._lengths()
-        counts = budgets(lengths, total, self.values, self.scores, self.exact)
-        keep = select(vectors, rel, lengths, counts, self.max_block)
+        scores = self.scores if self.has_frame_level else [0.0] * len(self.scores)
+        counts = budgets(lengths, total, self.values, scores, self.exact)
+        keep = select(vectors, rel, lengths, counts, self.max_block, selection=selection)
         self.segments = [self.segments[i] for i in keep]
         return keep
 
     def input_stage(self, total):
-        rows, values = merge(self.tokens, self.frames, self.positions, self.starts, total, self.across)
+        least = len(self.tokens) - math.floor(self.merge_share * (len(self.tokens) - total))
+        rows, values = merge(self.tokens, self.frames, self.positions, self.starts, least, self.across)
         owner = segment_of_frame(self.starts, self.frames)
         self.segments = [owner[row // self.positions] for row in rows]
         if len(rows) > total:
-            keep = self._reduce(values, [1.0] * len(rows), total)
+            # Equal relevance ranks nothing.
+            selection = "uniform" if self.selection == "relevance" else self.selection
+            keep = self._reduce(values, [1.0] * len(rows), total, selection)
             rows, values = [rows[i] for i in keep], [values[i] for i in keep]
         return rows, values
 
     def layer_stage(self, vectors, attention, total):
-        return self._reduce(vectors, relevance(attention, **self.relevance), total)
+        return self._reduce(vectors, relevance(attention, **self.relevance), total, self.selection)

@@ -1,8 +1,9 @@
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pruning.budget import apportion, split_budget
+from pruning.budget import apportion, split_budgets
 from tests.pruning import reference
 
 
@@ -13,24 +14,22 @@ def cases(draw):
     return lengths, draw(st.integers(1, sum(lengths))), values, reference.z_scores(values)
 
 
-@settings(max_examples=200, deadline=None)
-@given(case=cases(), exact=st.booleans())
-def test_counts_add_up_and_fit(case, exact):
-    lengths, total, values, scores = case
-    counts = split_budget(lengths, total, values, scores, exact)
-    assert sum(counts) == total
-    assert all(0 <= k <= n for k, n in zip(counts, lengths, strict=True))
-    if total >= sum(n > 0 for n in lengths):
-        assert all(k >= 1 for k, n in zip(counts, lengths, strict=True) if n)
+def split_budget(lengths, total, values, scores, exact):
+    (counts,) = split_budgets([lengths], [total], [values], [scores], exact)
+    return counts
 
 
 @settings(max_examples=100, deadline=None)
-@given(case=cases(), exact=st.booleans())
-def test_counts_equal_the_plain_reference(case, exact):
-    lengths, total, values, scores = case
-    assert split_budget(lengths, total, values, scores, exact) == reference.budgets(
-        lengths, total, values, scores, exact
-    )
+@given(videos=st.lists(cases(), min_size=1, max_size=5), exact=st.booleans())
+def test_counts_add_up_and_fit_and_equal_the_plain_reference(videos, exact):
+    for (lengths, total, values, scores), counts in zip(
+        videos, split_budgets(*zip(*videos, strict=True), exact), strict=True
+    ):
+        assert sum(counts) == total
+        assert all(0 <= k <= n for k, n in zip(counts, lengths, strict=True))
+        if total >= sum(n > 0 for n in lengths):
+            assert all(k >= 1 for k, n in zip(counts, lengths, strict=True) if n)
+        assert counts == reference.budgets(lengths, total, values, scores, exact)
 
 
 def test_equal_scores_share_evenly():
@@ -70,19 +69,24 @@ def test_an_emptied_segment_stays_empty():
     assert split_budget([10, 0, 10], 4, [0.1, 0.9, 0.1], [0.0] * 3, True) == [2, 0, 2]
 
 
+def apportioned(wanted, total, most):
+    wanted, most = torch.tensor([wanted], dtype=torch.float64), torch.tensor([most], dtype=torch.float64)
+    return apportion(wanted, torch.tensor([[total]], dtype=torch.float64), most).tolist()[0]
+
+
 def test_largest_remainders_first_then_index():
-    assert apportion([2.5, 3.7, 1.8], 8, [10, 10, 10]) == [2, 4, 2]
-    assert apportion([2.5, 2.5, 3.0], 8, [10, 10, 10]) == [3, 2, 3]
-    assert apportion([0.2, 0.3, 9.5], 10, [5, 5, 10]) == [1, 1, 8]
-    assert apportion([5.5, 4.5], 10, [5, 9]) == [5, 5]
+    assert apportioned([2.5, 3.7, 1.8], 8, [10, 10, 10]) == [2, 4, 2]
+    assert apportioned([2.5, 2.5, 3.0], 8, [10, 10, 10]) == [3, 2, 3]
+    assert apportioned([0.2, 0.3, 9.5], 10, [5, 5, 10]) == [1, 1, 8]
+    assert apportioned([5.5, 4.5], 10, [5, 9]) == [5, 5]
 
 
 def test_an_impossible_split_is_refused():
     with pytest.raises(ValueError, match="do not fit"):
-        apportion([1.0, 1.0], 5, [2, 2])
+        split_budget([2, 2], 5, [0.0, 0.0], [0.0, 0.0], True)
 
 
-def test_whole_shares_survive_the_bisection():
+def test_whole_shares_stay_whole():
     # Symmetric scores: the middle segment's share is κ, a whole number where 3 divides the total.
     scores = reference.z_scores([0.1, 0.2, 0.3])
     for middle in range(16, 74):

@@ -3,6 +3,8 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pruning.dpp import greedy_map
 from tests.pruning import reference
@@ -121,3 +123,62 @@ def test_a_larger_epsilon_stops_sooner():
     kernel = torch.tensor([[[1.0, 0.8, 0.0], [0.8, 1.0, 0.0], [0.0, 0.0, 0.3]]])
     assert chosen(greedy_map(kernel, [2], epsilon=0.1)) == [[0, 1]]
     assert chosen(greedy_map(kernel, [2], relevance=torch.tensor([[1.0, 0.2, 0.9]]), epsilon=0.4)) == [[0, 2]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("seed", range(2))
+def test_more_steps_than_a_panel_equal_the_sequential_recursion(seed, dtype):
+    # Kernels are cut down on the way, rows end at different panels, and one has no rank beyond 60.
+    sizes, counts = [190, 200, 170, 200, 60], [150, 130, 100, 70, 60]
+    x = features(5, 200, 256, seed, dtype)
+    x[3, :, 60:] = 0
+    x = F.normalize(x, dim=-1)
+    kernel = gram(x, torch.rand(5, 200, generator=torch.Generator().manual_seed(seed), dtype=dtype) + 0.1)
+    before = kernel.clone()
+    mask = greedy_map(kernel, counts, sizes)
+    assert torch.equal(kernel, before)
+    for b, (size, count) in enumerate(zip(sizes, counts, strict=True)):
+        expected = reference.greedy_map(kernel[b, :size, :size].double().tolist(), count)
+        assert chosen(mask)[b] == sorted(expected)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 90), st.floats(0, 1)), min_size=1, max_size=4),
+    rank=st.integers(1, 40),
+    flaw=st.sampled_from(["none", "doubled", "zeros", "faint"]),
+    seed=st.integers(0, 999),
+)
+def test_any_batch_equals_each_row_alone(sizes, rank, flaw, seed):
+    n = max(size for size, _ in sizes)
+    counts = [round(share * size) for size, share in sizes]
+    x = features(len(sizes), n, rank, seed, torch.float32)
+    if flaw == "doubled":
+        x[:, 1::2] = x[:, : n // 2]
+    elif flaw == "zeros":
+        x[:, ::3] = 0
+    elif flaw == "faint":
+        x *= 1e-12
+    kernel = gram(x)
+    mask = greedy_map(kernel, counts, [size for size, _ in sizes])
+    assert mask.sum(1).tolist() == counts
+    for b, (size, _) in enumerate(sizes):
+        assert not mask[b, size:].any()
+        alone = greedy_map(kernel[b : b + 1, :size, :size], counts[b : b + 1])
+        # Past the rank rounding decides, and the matrix products of another batch round otherwise.
+        if rank > size:
+            assert torch.equal(mask[b, :size], alone[0])
+
+
+def test_the_kernel_is_left_as_it_was():
+    for n, count in ((300, 120), (150, 120), (40, 39)):
+        kernel = gram(features(2, n, 320, 0, torch.float32))
+        before = kernel.clone()
+        greedy_map(kernel, [count, 5])
+        assert torch.equal(kernel, before)
+
+
+def test_a_row_that_ends_early_lets_the_others_go_on():
+    kernel = torch.stack([torch.ones(120, 120), torch.eye(120)])
+    mask = greedy_map(kernel, [100, 90])
+    assert chosen(mask) == [list(range(100)), list(range(90))]

@@ -10,8 +10,8 @@ from tests.pruning.videos import attention_for, layer_between, run_stages, scene
 RETENTIONS = [1, 0.5, 0.3, 0.2, 0.1, 0.05]
 
 
-def pruner_with(**options):
-    return make_pruner(PruningConfig(**options))
+def pruner_with(preset="default", **options):
+    return make_pruner(PruningConfig(preset=preset, **options))
 
 
 def check_video(rows, history, plan, hidden):
@@ -35,35 +35,76 @@ def check_video(rows, history, plan, hidden):
         lives = len(row)
 
 
-@pytest.mark.parametrize("preset", ["default", "author"])
-@pytest.mark.parametrize("retention", [0.5, 0.3, 0.1])
-@pytest.mark.parametrize("lengths", [[6, 4], [10], [1, 1, 5, 1, 2], [1]])
-@pytest.mark.parametrize(("sign", "transform"), [("negative", "minmax"), ("positive", "rank"), ("positive", "exp")])
-def test_all_stages_equal_the_plain_reference(preset, retention, lengths, sign, transform):
-    hidden, grid = scenes(lengths, 8, dim=40, seed=len(lengths))
-    pruner = pruner_with(preset=preset, relevance_sign=sign, relevance_transform=transform)
+def check_against_reference(hidden, grid, retention, options, **plainly):
+    """All stages keep the rows, with the values, that the plain reference keeps; `plainly` are its own options."""
+    pruner = pruner_with(**options)
     plan = pruner.plan(grid, 8, retention)
-    rows, history = run_stages(pruner, [(hidden, grid)], [retention])
-
-    author = preset == "author"
-    video = reference.Video(
-        hidden.double().tolist(), grid.frames, grid.positions, across=author, exact=not author,
-        max_block=None if author else 1024, sign=sign, transform=transform,
-    )  # fmt: skip
+    rows, history = run_stages(pruner, [(hidden, grid)], [retention], is_traced=True)
+    video = reference.Video(hidden.double().tolist(), grid.frames, grid.positions, **plainly)
     index, values = video.input_stage(plan.counts[0])
     assert rows[0][0].tolist() == index
     live = torch.tensor(values, dtype=torch.float32)
-    torch.testing.assert_close(hidden[index] if history[0][0].values is None else history[0][0].values, live)
+    first = history[0][0]
+    torch.testing.assert_close(hidden[index] if first.values is None else first.values, live)
     index = torch.tensor(index)
-    for stage in range(1, 4):
+    for stage in range(1, len(plan.layers)):
         live = layer_between(live, 0, stage)
         attention = attention_for(index, 0, stage).double().tolist()
         keep = video.layer_stage(live.double().tolist(), attention, plan.counts[stage])
         live, index = live[keep], index[keep]
         assert rows[0][stage].tolist() == index.tolist()
         assert history[0][stage].state.segments.tolist() == video.segments
-    assert history[0][-1].state.values == pytest.approx(video.values, abs=1e-5)
-    assert history[0][-1].state.scores == pytest.approx(video.scores, abs=1e-3)
+    assert first.state.values == pytest.approx(video.values, abs=1e-5)
+    assert first.state.scores == pytest.approx(video.scores, abs=1e-3)
+    check_merged_into(first, hidden)
+
+
+def check_merged_into(kept, hidden):
+    """Every token lives on in one that stays or in none, and who stays is the mean of all that live on in it."""
+    into = kept.merged_into
+    assert into.shape == (len(hidden),)
+    assert into[kept.keep].tolist() == kept.keep.tolist()
+    assert sorted(set(into.tolist()) - {-1}) == kept.keep.tolist()
+    members = torch.stack([hidden[into == row].float().mean(0) for row in kept.keep.tolist()])
+    torch.testing.assert_close(hidden[kept.keep] if kept.values is None else kept.values, members.to(hidden.dtype))
+
+
+@pytest.mark.parametrize("preset", ["default", "author"])
+@pytest.mark.parametrize("retention", [0.5, 0.3, 0.1])
+@pytest.mark.parametrize("lengths", [[6, 4], [10], [1, 1, 5, 1, 2], [1]])
+@pytest.mark.parametrize(("sign", "transform"), [("negative", "minmax"), ("positive", "rank"), ("positive", "exp")])
+def test_all_stages_equal_the_plain_reference(preset, retention, lengths, sign, transform):
+    hidden, grid = scenes(lengths, 8, dim=40, seed=len(lengths))
+    options = {"preset": preset, "relevance_sign": sign, "relevance_transform": transform}
+    author = preset == "author"
+    plainly = {"across": author, "exact": not author, "max_block": None if author else 1024}
+    check_against_reference(hidden, grid, retention, options, sign=sign, transform=transform, **plainly)
+
+
+@pytest.mark.parametrize("lengths", [[6, 4], [1, 1, 5, 1, 2]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"levels": ("segment", "frame")},
+        {"levels": ("segment", "layer")},
+        {"levels": ("frame", "layer")},
+        {"levels": ("segment",)},
+        {"levels": ("frame",)},
+        {"levels": ("layer",)},
+        {"selection": "relevance"},
+        {"selection": "uniform"},
+        {"segments": 1},
+        {"segments": 4},
+        {"segments": 99},
+        {"beta": 0.9, "tau": 0.8},
+        {"merge_share": 0.0},
+        {"merge_share": 0.4},
+        {"merge_share": 0.4, "selection": "relevance", "segments": 3},
+    ],
+)
+def test_every_option_equals_the_plain_reference(lengths, options):
+    hidden, grid = scenes(lengths, 6, dim=24, seed=len(lengths))
+    check_against_reference(hidden, grid, 0.3, options, **options)
 
 
 def test_split_segments_equal_the_plain_reference():
@@ -106,24 +147,54 @@ def test_degenerate_features_keep_exactly_the_planned_tokens(kind, retention, dt
             assert values.isfinite().all()
 
 
-@settings(max_examples=60, deadline=None)
+OPTIONS = st.fixed_dictionaries(
+    {"preset": st.sampled_from(["default", "author"])},
+    optional={
+        "levels": st.sets(st.sampled_from(["segment", "frame", "layer"]), min_size=1).map(tuple),
+        "tau": st.floats(-1, 1),
+        "beta": st.floats(0, 1),
+        "segments": st.integers(1, 40),
+        "merge_share": st.floats(0, 1),
+        "merge_across_segments": st.booleans(),
+        "shape": st.sampled_from(["author", "geometric"]),
+        "gamma": st.floats(0.05, 1),
+        "selection": st.sampled_from(["dpp", "relevance", "uniform"]),
+        "relevance_sign": st.sampled_from(["positive", "negative"]),
+        "relevance_transform": st.sampled_from(["minmax", "rank", "exp"]),
+        "budget_coupling": st.sampled_from(["exact", "author"]),
+        "max_block": st.none() | st.integers(2, 40),
+        "projection": st.none() | st.integers(1, 20),
+        "dpp_epsilon": st.sampled_from([0.0, 1e-6, 0.5]),
+    },
+)
+
+
+@settings(max_examples=120, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 6), min_size=1, max_size=6),
     positions=st.integers(1, 12),
-    retention=st.sampled_from(RETENTIONS) | st.floats(0.01, 1),
+    retention=st.sampled_from(RETENTIONS) | st.floats(0.001, 1),
     layers=st.integers(1, 12),
-    preset=st.sampled_from(["default", "author"]),
-    shape=st.sampled_from(["author", "geometric"]),
-    transform=st.sampled_from(["minmax", "rank", "exp"]),
+    options=OPTIONS,
+    kind=st.sampled_from(["scenes", "scenes", *DEGENERATE]),
+    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
     seed=st.integers(0, 5),
 )
-def test_any_video_keeps_exactly_the_planned_tokens(
-    lengths, positions, retention, layers, preset, shape, transform, seed
-):
+def test_any_video_keeps_exactly_the_planned_tokens(lengths, positions, retention, layers, options, kind, dtype, seed):
     hidden, grid = scenes(lengths, positions, seed=seed)
-    pruner = pruner_with(preset=preset, shape=shape, relevance_transform=transform)
-    rows, history = run_stages(pruner, [(hidden, grid)], [retention], num_layers=layers)
-    check_video(rows[0], history[0], pruner.plan(grid, layers, retention), hidden)
+    if kind != "scenes":
+        hidden = DEGENERATE[kind](grid.frames, positions, 16)
+    hidden = hidden.to(dtype)
+    pruner = pruner_with(**options)
+    plan = pruner.plan(grid, layers, retention)
+    rows, history = run_stages(pruner, [(hidden, grid)], [retention], num_layers=layers, is_traced=True)
+    check_video(rows[0], history[0], plan, hidden)
+    later = plan.counts[1:] or plan.counts
+    assert abs(plan.retention - retention) * layers * grid.tokens <= layers or set(later) == {1}
+    first = history[0][0]
+    if hidden.isfinite().all():
+        check_merged_into(first, hidden)
+        assert first.values is None or first.values.isfinite().all()
 
 
 @pytest.mark.parametrize("attention", [torch.zeros_like, lambda i: torch.full_like(i, torch.inf, dtype=torch.float32)])
@@ -194,6 +265,48 @@ def test_diverse_tokens_survive_and_order_is_kept():
     hidden[17] = torch.tensor([1.0, -1.0] * 4)
     rows, _ = run_stages(pruner_with(), [(hidden, grid)], [0.1], num_layers=1)
     assert rows[0][0].tolist() == [0, 1, 2, 17]
+
+
+def test_without_levels_there_is_less_to_do():
+    hidden, grid = scenes([4, 4], 6)
+    one_stage = pruner_with(levels=["segment", "frame"])
+    assert one_stage.plan(grid, 8, 0.3).layers == (0,)
+    assert one_stage.plan(grid, 8, 0.3).counts == (14,)
+    assert not one_stage.needs.last_token_attention
+    assert not pruner_with(levels=["segment", "layer"]).needs.last_token_attention
+    assert not pruner_with(selection="uniform").needs.last_token_attention
+    assert pruner_with(levels=["frame", "layer"]).needs.last_token_attention
+    _, history = run_stages(pruner_with(levels=["frame", "layer"]), [(hidden, grid)], [0.3])
+    assert history[0][0].segment_starts is None
+    assert history[0][0].values is None
+
+
+def test_at_most_the_merge_share_merges():
+    hidden, grid = scenes([12], 8, noise=1e-2)
+    for share, merged in ((0.0, 0), (0.5, 24), (1.0, 48)):
+        pruner = pruner_with(merge_share=share, levels=["segment", "frame"])
+        _, history = run_stages(pruner, [(hidden, grid)], [0.5], is_traced=True)
+        kept = history[0][0]
+        into = kept.merged_into
+        assert len(kept.keep) == 48
+        lost = int((into == -1).sum())
+        assert 96 - 48 - lost == int(((into != torch.arange(96)) & (into >= 0)).sum())
+        assert merged >= 48 - lost
+
+
+def test_tracing_changes_nothing_else():
+    hidden, grid = scenes([5, 3], 6)
+    plain, _ = run_stages(pruner_with(), [(hidden, grid)], [0.2])
+    traced, history = run_stages(pruner_with(), [(hidden, grid)], [0.2], is_traced=True)
+    assert [row.tolist() for row in plain[0]] == [row.tolist() for row in traced[0]]
+    assert history[0][0].merged_into is not None
+    _, history = run_stages(pruner_with(), [(hidden, grid)], [0.2])
+    assert history[0][0].merged_into is None
+
+
+def test_a_calibration_must_be_applied_before_it_can_prune():
+    with pytest.raises(ValueError, match=r"calibration 'x\.json' has to be read and applied first"):
+        make_pruner(PruningConfig(calibration="x.json"))
 
 
 def test_later_stages_say_what_they_miss():

@@ -27,6 +27,33 @@ def test_scene_cuts_are_found():
     assert segment_video(tokens, grid, 0.6, 0.4).starts == (0, 5, 8)
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("segments", [1, 2, 5, 9, 10, 40])
+def test_a_number_of_segments_cuts_where_least_repeats(seed, segments):
+    tokens, grid = scenes([3, 1, 4, 2], 5, noise=0.8, seed=seed, constants=(4,))
+    cut = segment_video(tokens, grid, 0.6, 0.4, segments)
+    expected = reference.segment_starts(tokens.double().tolist(), 10, 5, (4,), segments=segments)
+    assert list(cut.starts) == expected
+    assert len(cut.starts) == min(segments, 10)
+
+
+def test_a_number_of_segments_cuts_ties_by_index():
+    tokens = torch.ones(6, 3)
+    assert segment_video(tokens, VideoGrid(6, 1), 0.6, 0.4, 3).starts == (0, 1, 2)
+    with pytest.raises(ValueError, match="at least 1 segment"):
+        segment_video(tokens, VideoGrid(6, 1), 0.6, 0.4, 0)
+
+
+def test_a_video_taken_in_pieces_is_cut_the_same(monkeypatch):
+    tokens, grid = scenes([3, 1, 4, 2], 5)
+    whole = segment_video(tokens, grid, 0.6, 0.4)
+    for frames in (1, 2, 3, 9):
+        monkeypatch.setattr("pruning.segments.numbers_at_once", lambda device, frames=frames: frames * 5 * 16)
+        pieces = segment_video(tokens, grid, 0.6, 0.4)
+        assert pieces.starts == whole.starts
+        assert torch.equal(pieces.similarity, whole.similarity)
+
+
 def test_a_share_of_exactly_beta_does_not_cut():
     # 5 positions, 2 of them repeat: m = 0.4.
     frame = torch.eye(5)

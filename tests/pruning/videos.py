@@ -31,7 +31,7 @@ def layer_between(hidden, seed, stage):
     return (hidden.float() + torch.tanh(hidden.float() @ weight.to(hidden.device))).to(hidden.dtype)
 
 
-def run_stages(pruner, videos, retentions, num_layers=8, attention=attention_for):
+def run_stages(pruner, videos, retentions, num_layers=8, attention=attention_for, is_traced=False):
     """Take `videos` [(hidden, grid)] through all stages together.
 
     Returns for each video the original rows that live after each stage, and the `Kept` of each stage.
@@ -40,7 +40,7 @@ def run_stages(pruner, videos, retentions, num_layers=8, attention=attention_for
     for seed, ((hidden, grid), retention) in enumerate(zip(videos, retentions, strict=True)):
         plan = pruner.plan(grid, num_layers, retention)
         index = torch.arange(grid.tokens, device=hidden.device)
-        live.append(VideoTokens(grid, plan, hidden, index, seed=seed))
+        live.append(VideoTokens(grid, plan, hidden, index, seed=seed, is_traced=is_traced))
     rows, history = [[] for _ in live], [[] for _ in live]
     for stage in range(len(live[0].plan.layers)):
         if stage:
