@@ -6,7 +6,7 @@ DEMO_CLIPS ?= 24
 PY := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: demo test lint scores clean
+.PHONY: demo test lint scores evaluate ablate lmms clean
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
@@ -36,6 +36,34 @@ define both_jobs
 	  manifest=out/scores/$$task.jsonl output=out/scores/$(1)/$$task $(2) || exit; done
 endef
 
+# The published comparison, on test clips (about an hour on two cores; resumable), and the ablations on validation clips.
+EVALUATE := $(PY) -m jobs.evaluate
+evaluate: $(READY)
+	$(EVALUATE) compare --split test --clips 1000 --captions 200 --workers 2 --out out/evaluate/test \
+	  --method hieravid --method uniform --method divprune --method fastvid --method vidcom2 \
+	  --method random@200 --method evs@200 --method fastv@200 --method framefusion@200 --method cdpruner@200
+
+ablate: $(READY)
+	$(EVALUATE) ablate --clips 200 --captions 50 --workers 2 --out out/evaluate/ablations
+
+# lmms-eval pins an older PyAV than ours and a torchvision that has no CPU build here, and uses neither for what is asked
+# of it: so it comes without its dependencies, and the extra `lmms` names those that it does use.
+LMMS_EVAL := lmms-eval==0.7.3
+LMMS_PY := .venv-lmms/bin/python
+LMMS_READY := .venv-lmms/.ready
+
+$(LMMS_READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-lmms
+	$(if $(TORCH_INDEX_URL),$(LMMS_PY) -m pip install -q -c constraints.txt --index-url $(TORCH_INDEX_URL) torch)
+	$(LMMS_PY) -m pip install -q -c constraints.txt -e '.[dev,lmms]'
+	$(LMMS_PY) -m pip install -q --no-deps $(LMMS_EVAL)
+	@touch $(LMMS_READY)
+
+lmms: $(LMMS_READY)
+	$(LMMS_PY) -m jobs.evaluate lmms --model builtin:tiny --task hieravid_clips --task hieravid_clips_choice \
+	  --method hieravid --method uniform --retention 0.3 --retention 0.2 --retention 0.1 --batch-size 8 --out out/lmms
+	$(LMMS_PY) -m pytest tests/evaluate/test_lmms.py tests/evaluate/test_lmms_run.py
+
 test: lint
 	$(PY) -m pytest
 
@@ -45,4 +73,4 @@ lint: $(READY)
 	.venv/bin/lint-imports
 
 clean:
-	rm -rf .venv out
+	rm -rf .venv .venv-lmms out

@@ -131,11 +131,14 @@ class JobConfig(Section):
     @classmethod
     def _take_retention_from_the_budget(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, PruningConfig):
-            value = value.model_dump(exclude={"retention"})
+            # What the preset gave stays unset: a calibration still wins over it.
+            value = value.model_dump(exclude_unset=True, exclude={"retention"})
         if not isinstance(value, dict):
             return value
         if "retention" in value:
             raise ValueError("retention is set as budget.retention")
+        if isinstance(value.get("calibration"), str):
+            _no_secrets(value["calibration"])
         budget = info.data.get("budget")
         return {**value, "retention": budget.retention} if budget else value
 

@@ -28,6 +28,7 @@ ERROR_CODES: dict[str, tuple[str, str]] = {
     "encode_failed": ("encode", "the vision encoder failed"),
     "generate_failed": ("generate", "the language model failed"),
     "prompt_too_long": ("generate", "prompt and video do not fit into the model's context"),
+    "retention_unreachable": ("generate", "the pruning method cannot keep so little of this video on this model"),
     "out_of_memory": ("generate", "the device has too little memory for this video alone"),
     "lost": ("generate", "no answer came back from the workers"),
 }

@@ -16,8 +16,9 @@ _PIPELINE_VERSION = 1
 def answer_settings(config: JobConfig, model_hash: str) -> dict[str, Any]:
     """What the fingerprint covers: task, frames, model content and dtype, prompts, sampling, pruning, requested budget.
 
-    Left out: names and places, the cluster, time limits, retries, and the model's source, whose
-    content hash stands for it.
+    Left out: names and places, the cluster, time limits, retries, the model's source, whose content
+    hash stands for it, and where pruning options came from: a preset or a calibration counts by
+    the options that `pipeline.resolve` made of it.
     """
     return {
         "version": _PIPELINE_VERSION,
@@ -26,7 +27,7 @@ def answer_settings(config: JobConfig, model_hash: str) -> dict[str, Any]:
         "video": config.video.model_dump(mode="json", include={"frames", "policy"}),
         "model": {"hash": model_hash, "dtype": config.model.dtype},
         "generation": config.generation.model_dump(mode="json"),
-        "pruning": config.pruning.model_dump(mode="json", exclude={"retention"}),
+        "pruning": config.pruning.model_dump(mode="json", exclude={"retention", "preset", "calibration"}),
         "budget": config.budget.model_dump(mode="json"),
     }
 

@@ -16,6 +16,7 @@ from pipeline.graph import Collector, Pools, absolute, answered_rows
 from pipeline.manifest import check_manifest
 from pipeline.plan import Plan, make_run_id, plan_run
 from pipeline.progress import OnProgress, Progress
+from pipeline.resolve import resolve_pruning
 from pipeline.results import Committed
 from pipeline.run_cluster import choose_pools, cluster
 from pipeline.stages import Engine, load_engine
@@ -44,6 +45,7 @@ def run_job(
     check_manifest(config.manifest)
     check_writable(config.output)
     model = _model_info(config)
+    config = resolve_pruning(config, model)
     plan = plan_run(config, make_run_id(started_at), fingerprint(config, model.model_hash), started_at)
     finish = partial(_finish, plan, config, model.name, started_at)
     tally = Tally()

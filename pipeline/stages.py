@@ -223,10 +223,13 @@ def _as_row_error(error: Exception) -> RowError:
     import torch
 
     from pipeline.engine import EncodeError, PromptTooLongError
+    from pruning import UnreachableRetentionError
 
     stage, code = "generate", "generate_failed"
     if isinstance(error, PromptTooLongError):
         code = "prompt_too_long"
+    elif isinstance(error, UnreachableRetentionError):
+        code = "retention_unreachable"
     elif isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         code = "out_of_memory"  # on a CPU torch says so in a RuntimeError
     elif isinstance(error, EncodeError):

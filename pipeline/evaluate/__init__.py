@@ -1,1 +1,1 @@
-"""Quality side by side: methods, retentions, calibration."""
+"""How much of a model's accuracy each pruning method keeps, and at what cost."""

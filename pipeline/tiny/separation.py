@@ -10,58 +10,17 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
+from pipeline.engine import VideoLLM
+from pipeline.evaluate.clips import ClipRange
+from pipeline.evaluate.compare import compare
+from pipeline.evaluate.variants import UNPRUNED, Variant
+from pipeline.evaluate.workers import Setting
+from pipeline.tiny.world import SEED_RANGES
 
-from pipeline.engine import Request, VideoLLM
-from pipeline.prompts import with_options
-from pipeline.tiny.clips import clip_questions, write_video
-from pipeline.tiny.features import scene_features
-from pipeline.tiny.world import SEED_RANGES, SLOTS, Clip, make_clip
-from pipeline.video import decode_frames
-from pruning import Pruner, PruningConfig, VideoTokens
-from pruning.peers.input_only import InputOnly
-
-
-class Oracle(InputOnly):
-    """Keeps the tokens under objects first, the rest at random. Knows the clip by the request's seed."""
-
-    name = "oracle"
-
-    def choose(self, video: VideoTokens, count: int) -> torch.Tensor:
-        """All object tokens, or a random `count` of them; then random others."""
-        clip = make_clip(video.seed)
-        aspect = clip.width / clip.height
-        owners = [scene_features(s, np.arange(s.slots), aspect)[1] for s in clip.scenes]
-        shown = torch.from_numpy(np.concatenate(owners).reshape(-1) >= 0).double()
-        noise = torch.rand(len(shown), generator=torch.Generator().manual_seed(video.seed), dtype=torch.double)
-        return (shown + noise).argsort(descending=True)[:count].sort().values
-
-
-def exact_match(
-    llm: VideoLLM, clips: Sequence[tuple[Clip, np.ndarray]], pruning: PruningConfig | Pruner, retention: float
-) -> float:
-    """Share of the clips' questions answered exactly right at a retention."""
-    requests, truth = [], []
-    for clip, frames in clips:
-        for question in clip_questions(clip):
-            prompt = with_options(question.text, question.options)
-            requests.append(
-                Request(
-                    frames,
-                    prompt,
-                    max_new_tokens=4,
-                    video_key=str(clip.seed),
-                    seed=clip.seed,
-                    retention=retention,
-                )
-            )
-            truth.append(question.answer)
-    answers = llm.answer(requests, pruning)
-    return float(np.mean([a.text == t for a, t in zip(answers, truth, strict=True)]))
+METHODS = ("random", "oracle", "hieravid")
+RETENTIONS = (0.5, 0.3, 0.2, 0.1)
 
 
 def main() -> None:
@@ -74,29 +33,28 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, help="folder of videos to reuse and add to")
     parser.add_argument("--json", type=Path, help="also write the table here")
     args = parser.parse_args()
-    llm = VideoLLM.load(args.model)
-    clips = []
     with tempfile.TemporaryDirectory() as scratch:
-        folder = args.cache or Path(scratch)
-        folder.mkdir(parents=True, exist_ok=True)
-        for seed in SEED_RANGES[args.split][args.first : args.first + args.clips]:
-            clip, path = make_clip(seed), folder / f"{seed}.mp4"
-            if not path.exists():
-                write_video(clip, path)
-            clips.append((clip, decode_frames(path, SLOTS).frames))
-    table = {"unpruned": {"1.0": exact_match(llm, clips, PruningConfig(method="none"), 1.0)}}
-    print(f"{'unpruned':10} 1.0  {table['unpruned']['1.0']:.3f}", flush=True)
-    for name, method in (
-        ("random", PruningConfig(method="random")),
-        ("oracle", Oracle()),
-        ("hieravid", PruningConfig(method="hieravid")),
-    ):
-        table[name] = {}
-        for retention in (0.5, 0.3, 0.2, 0.1):
-            table[name][str(retention)] = share = exact_match(llm, clips, method, retention)
-            print(f"{name:10} {retention}  {share:.3f}", flush=True)
+        entries = compare(
+            Setting(args.model, "auto", args.cache or Path(scratch), Path(scratch) / "cells"),
+            VideoLLM.load(args.model),
+            [Variant(method, method) for method in METHODS],
+            ["mean"],
+            RETENTIONS,
+            ClipRange(args.split, args.first, args.clips),
+            captions=0,
+            workers=1,
+            report=lambda step: print(f"{step.done}/{step.total} {step.name}", flush=True),
+        )
+    table: dict[str, dict[str, float]] = {}
+    for entry in entries:
+        if entry.scores:
+            name = "unpruned" if entry.variant.method == UNPRUNED else entry.variant.label
+            table.setdefault(name, {})[str(entry.retention)] = entry.scores.total.accuracy
+    for name, shares in table.items():
+        for retention, share in shares.items():
+            print(f"{name:10} {retention}  {share:.3f}")
     if args.json:
-        args.json.write_text(json.dumps({"clips": len(clips), "split": args.split, "accuracy": table}, indent=2) + "\n")
+        args.json.write_text(json.dumps({"clips": args.clips, "split": args.split, "accuracy": table}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

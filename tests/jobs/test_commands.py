@@ -1,5 +1,6 @@
 """The command lines, as a user types them."""
 
+import json
 import os
 import subprocess
 import sys
@@ -109,12 +110,20 @@ def unreadable_output(tmp_path: Path) -> Path:
         (lambda folder: [f"manifest={folder}/empty.jsonl"], "empty"),
         (lambda folder: [f"manifest={folder}/urls.csv"], "uri"),
         (lambda folder: [f"manifest={folder}/nothing"], "nothing"),
+        (lambda folder: ["pruning.method=hieravide"], "pruning.method = 'hieravide'"),
+        (lambda folder: ["pruning.method=fastv", "pruning.tau=0.5"], "pruning.tau = 0.5"),
+        (lambda folder: ["pruning.segments=0"], "pruning.segments = 0"),
+        (lambda folder: ["pruning.method=fastv", "budget.retention=0.1"], "budget.retention = 0.1 is out of reach"),
+        (lambda folder: [f"pruning.calibration={folder}/gone.json"], "gone.json"),
+        (lambda folder: [f"pruning.calibration={folder}/other.json"], "made for the model other-7b (bbbbbbbbbbbb)"),
     ],
 )
 def test_what_the_user_must_change_is_one_line_on_stderr(job_file, tmp_path, capfd, given, told):
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "urls.csv").write_text("url\n/a.mp4\n")
     (tmp_path / "nothing").mkdir()
+    other = {"format": 1, "model": "other-7b", "model_hash": "b" * 64, "method": "hieravid", "options": {}}
+    (tmp_path / "other.json").write_text(json.dumps(other))
     assert run_command("caption", job_file, given(tmp_path)) == 2
     out, err = capfd.readouterr()
     [line] = err.splitlines()

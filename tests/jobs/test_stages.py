@@ -1,3 +1,4 @@
+import functools
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -8,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline import stages
-from pipeline.engine import EncodeError
+from pipeline.engine import EncodeError, VideoLLM
 from pipeline.errors import RowError
 from pipeline.stages import Answerer, Decoder, answer_all
 from pipeline.stages_tables import DECODED_SCHEMA, GROUP_SCHEMA, unpack_answers
@@ -40,6 +41,11 @@ def groups(*rows: dict) -> pa.Table:
 
 def frames_of(table: pa.Table, row: int = 0) -> np.ndarray:
     return np.frombuffer(table["pixels"][row].as_buffer(), np.uint8).reshape(table["shape"][row].as_py())
+
+
+@functools.cache
+def tiny():
+    return VideoLLM.load("builtin:tiny", device="cpu")
 
 
 def answerer(engine: FakeEngine) -> Answerer:
@@ -212,6 +218,19 @@ def test_a_prompt_that_is_too_long_is_named_so(decoded):
     assert [(row["item_id"], row["error_code"]) for row in failed] == [("b1", "prompt_too_long")]
     assert failed[0]["error_message"] == "PromptTooLongError: 9 tokens exceed 8 positions"
     assert failed[0]["frames"] == 2
+
+
+def test_a_retention_that_a_method_cannot_reach_costs_its_row_alone(tmp_path):
+    video = write_video(tmp_path / "a.mp4", frames=2)
+    items = [item("a1", retention=0.1), item("a2"), item("a3", retention=0.2)]
+    decoded = Decoder(frames=2, retries=0)(groups(group(video, items)))
+    rows = unpack_answers(Answerer(tiny, PruningConfig(method="fastv", retention=0.5), SAMPLING)(decoded))
+    told = {row["item_id"]: (row["error_stage"], row["error_code"], row["retention_achieved"]) for row in rows}
+    assert told["a1"] == ("generate", "retention_unreachable", None)
+    assert told["a2"] == (None, None, pytest.approx(0.5, abs=0.01))
+    assert told["a3"] == (None, None, pytest.approx(0.2, abs=0.01))
+    [message] = [row["error_message"] for row in rows if row["item_id"] == "a1"]
+    assert "cannot reach a retention of 0.1 here, its minimum is 0.13" in message
 
 
 def test_short_memory_is_met_with_smaller_calls(decoded):

@@ -74,6 +74,12 @@ def test_the_task_comes_from_the_job_and_must_agree_with_the_file():
         ("pruning.retention=0.3", ("pruning.retention = 0.3", "budget.retention")),
         ("pruning.method=hieravidd", ("pruning.method = 'hieravidd'", "hieravid", "uniform")),
         ("pruning.gamma=7", ("pruning.gamma = 7", "less than or equal to 1")),
+        ("pruning.segments=0", ("pruning.segments = 0", "whole number from 1")),
+        ("pruning.merge_share=yes", ("pruning.merge_share = True", "from 0 to 1")),
+        ("pruning.levels=[frames]", ("pruning.levels", "'segment', 'frame' or 'layer'")),
+        ("pruning.levels=[]", ("pruning.levels", "at least 1")),
+        ("pruning.selection=best", ("pruning.selection = 'best'", "'dpp', 'relevance' or 'uniform'")),
+        ("pruning.calibraton=x.json", ("pruning.calibraton = 'x.json'", "did you mean pruning.calibration?")),
         ("pruning=none", ("pruning = 'none'", "section")),
         ("video=3", ("video = 3 ", "section")),
         ("video.frames=0", ("video.frames = 0 ", "auto", "whole number from 1")),
@@ -96,6 +102,12 @@ def test_a_mistake_is_one_line_with_key_value_and_what_is_allowed(override, told
         assert part in message
 
 
+def test_an_option_of_another_method_is_refused():
+    message = refusal("pruning.method=uniform", "pruning.tau=0.7")
+    assert message.startswith("pruning.tau = 0.7 is not allowed: an option of hieravid, not of uniform")
+    assert "pruning.tau" not in dump_config(load("pruning.method=uniform"), "0" * 12)
+
+
 def test_several_mistakes_are_a_line_each():
     lines = refusal("video.frames=0", "budget.retention=2", "clutser.decoders=3").splitlines()
     assert len(lines) == 3
@@ -114,6 +126,7 @@ def test_missing_keys_are_named():
         "output=s3://b/x?X-Amz-Signature=hunter2secret",
         "model.aws_secret=hunter2secret",
         "s3.password=hunter2secret",
+        "pruning.calibration=https://u:hunter2secret@host/c.json",
     ],
 )
 def test_secrets_in_a_config_are_refused_and_not_repeated(override):

@@ -36,6 +36,9 @@ def test_it_does_not_depend_on_the_order_of_keys(tmp_path):
         "cluster.rows_per_shard=7",
         "failures.max_failed_share=1",
         "failures.retries=0",
+        "pruning.preset=author",
+        "pruning.calibration=null",
+        "pruning.beta=0.4",
     ],
 )
 def test_what_changes_no_answer_does_not_change_it(override):
@@ -51,7 +54,8 @@ def test_what_changes_no_answer_does_not_change_it(override):
         "budget.retention=0.31",
         "pruning.method=uniform",
         "pruning.tau=0.7",
-        "pruning.preset=author",
+        "pruning.preset=default",
+        "pruning.levels=[segment]",
         "generation.prompt=What is it?",
         "generation.max_new_tokens=4",
         "generation.temperature=0.5",
