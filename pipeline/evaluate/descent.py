@@ -14,10 +14,10 @@ Options = dict[str, Any]
 Score = Callable[[Options], np.ndarray]
 """Scores [R, V] of options at each retention on each video, higher is better, the same videos each time."""
 
-CERTAINTY = 3.0
-"""How many standard errors of the paired difference a change must gain.
+CERTAINTY = 2.0
+"""How many standard errors of the paired difference a change must gain: one chance in forty where there is none.
 
-By luck alone a try does so once in 700 times, and one of all forty tries once in 20.
+With some forty candidates one such may slip in, and costs next to nothing; a stricter rule would refuse real gains.
 """
 PASSES = 2
 
@@ -34,16 +34,18 @@ def _each(name: str, values: Sequence[Any], **others: Any) -> list[Options]:
     return [{name: value, **others} for value in values]
 
 
-_SHAPES: tuple[Options, ...] = ({"shape": "author"}, *_each("gamma", (0.3, 0.4, 0.5, 0.6, 0.8, 1.0), shape="geometric"))
+_SHAPES: tuple[Options, ...] = ({"shape": "author"}, *_each("gamma", (0.4, 0.5, 0.6, 0.8, 1.0), shape="geometric"))
 
-# In the order of how much they decide: how many tokens each stage has and how those leave that leave at
-# the input, where segments begin, and which tokens the later stages prefer. Schedule and merge share are one
-# coordinate, since the fewer tokens pass the input, the less of the rest is left to merge.
+# In the order of how much they decide: how many tokens each stage has and how those leave that leave at the
+# input, how many are selected together (a kernel's rank is at most the width of the model, and diversity
+# says nothing beyond it), where segments begin, and which tokens the later stages prefer. Schedule and merge share
+# are one coordinate, since the fewer tokens pass the input, the less of the rest is left to merge.
 COORDINATES: tuple[Coordinate, ...] = (
     Coordinate(
         "schedule, merge share",
         tuple({**shape, "merge_share": share} for shape in _SHAPES for share in (0.5, 0.75, 1.0)),
     ),
+    Coordinate("block", tuple(_each("max_block", (36, 72, 144, 1024)))),
     Coordinate(
         "segments",
         (*_each("beta", (0.0, 0.2, 0.4, 0.6, 0.8), segments=None), *_each("segments", (4, 8, 16))),

@@ -24,6 +24,7 @@ START = {
     "tau": 0.6,
     "relevance_sign": "negative",
     "relevance_transform": "minmax",
+    "max_block": 1024,
 }
 
 
