@@ -71,11 +71,11 @@ def test_a_second_pass_sees_what_later_choices_changed():
     def score(options):
         together = options["beta"] == 0.6 and options["shape"] == "geometric"
         return np.full(
-            (1, 8), 0.1 * (options["beta"] == 0.6) + 0.1 * together + 0.1 * (together and options["gamma"] == 0.3)
+            (1, 8), 0.1 * (options["beta"] == 0.6) + 0.1 * together + 0.1 * (together and options["gamma"] == 0.8)
         )
 
     best, steps = descend(START, score)
-    assert (best["beta"], best["shape"], best["gamma"]) == (0.6, "geometric", 0.3)
+    assert (best["beta"], best["shape"], best["gamma"]) == (0.6, "geometric", 0.8)
     assert [step.coordinate for step in steps if step.kept] == ["segments", "schedule, merge share"]
     # Nothing is tried again once all others have been since the last change.
     assert [step.coordinate for step in steps[len(COORDINATES) :]] == [c.name for c in COORDINATES]
@@ -155,7 +155,7 @@ def test_a_model_is_calibrated_on_any_videos(tmp_path, videos):
         coordinates=FEW,
     )
     assert read_calibration(out) == calibration
-    assert set(calibration.options) == set(START) - {"relevance_sign", "relevance_transform"}
+    assert set(calibration.options) == set(START) - {"relevance_sign", "relevance_transform", "max_block"}
     evidence = calibration.evidence
     assert evidence["videos"] == 3
     assert [step["coordinate"] for step in evidence["steps"]][:3] == ["schedule", "segments", "merge share"]
