@@ -64,21 +64,22 @@ def run_command(task: Task, config: Path, overrides: Sequence[str]) -> int:
         with Display() as display:
             summary = run_job(job, display)
     except (UserError, ClusterError) as error:
-        _complain(str(error))
+        complain(str(error))
         return 2 if isinstance(error, UserError) else 3
     except KeyboardInterrupt:
-        _complain("interrupted; what is committed stays")
+        complain("interrupted; what is committed stays")
         return INTERRUPTED
     show_summary(summary)
     if summary.exit_status == 1:
-        _complain(
+        complain(
             f"{summary.errors} of {summary.rows} rows failed ({summary.failed_share:.1%}), more than "
             f"failures.max_failed_share allows ({summary.max_failed_share:.1%}): {_codes(summary)}"
         )
     return summary.exit_status
 
 
-def _complain(message: str) -> None:
+def complain(message: str) -> None:
+    """Print each line of an error on stderr."""
     for line in message.splitlines():
         print(f"error: {line}", file=sys.stderr)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from jobs.console import INTERRUPTED
+from jobs.console import INTERRUPTED, complain
 from pipeline.errors import ClusterError, UserError
 
 if TYPE_CHECKING:
@@ -219,11 +219,10 @@ def _exit_status() -> Iterator[None]:
     try:
         yield
     except (UserError, ClusterError) as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+        complain(str(error))
         raise typer.Exit(2 if isinstance(error, UserError) else 3) from error
     except KeyboardInterrupt as error:
-        print("error: interrupted; finished cells stay", file=sys.stderr)
+        complain("interrupted; finished cells stay")
         raise typer.Exit(INTERRUPTED) from error
 
 

@@ -96,7 +96,7 @@ def ablate(
     workload = measure_workload(llm, clips)
     cells = []
     for group, variant in variants:
-        config = resolve(variant, llm.info)
+        config = resolve(variant, llm)
         for retention in retentions:
             budget = at_retention(pruner_of(config), workload, retention)
             cell = cell_of(variant, config, budget, clips, captions) if isinstance(budget, Budget) else None

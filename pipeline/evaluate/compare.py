@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from pipeline.engine import ModelInfo, VideoLLM
+from pipeline.engine import VideoLLM
 from pipeline.errors import UserError
 from pipeline.evaluate.cells import Cell
 from pipeline.evaluate.clips import ClipRange, clip_truth
@@ -18,7 +18,7 @@ from pipeline.evaluate.workload import Budget, Unreachable, Workload, at_retenti
 from pipeline.prompts import with_options
 from pipeline.tiny.world import SLOTS
 from pruning import PruningConfig
-from pruning.calibration import CalibrationError, resolve_options
+from pruning.calibration import CalibrationError
 
 Comparison = Literal["mean", "flops"]
 REFERENCE = "hieravid"
@@ -61,12 +61,12 @@ def compare(
     for place, variant in enumerate(variants):
         if any(variant.label == other.label for other in variants[:place]):
             raise UserError(f"method {variant.label} stands twice in the list")
-    configs = {variant: resolve(variant, llm.info) for variant in variants}
+    configs = {variant: resolve(variant, llm) for variant in variants}
     workload = measure_workload(llm, clips)
     with Runner(setting, llm, workers, report) as runner:
         runner.encode(clips)
         sample = Sample(llm, runner.bench.load(replace(clips, count=min(clips.count, SAMPLE_CLIPS))))
-        reference = _reference(configs, llm.info)
+        reference = _reference(configs, llm)
         entries = [
             entry
             for comparison in comparisons
@@ -89,11 +89,11 @@ def check_clips(clips: ClipRange, variants: Sequence[Variant]) -> None:
             raise UserError(f"method {variant.label}: asks for {variant.clips} clips, there are {clips.count}")
 
 
-def resolve(variant: Variant, model: ModelInfo) -> PruningConfig | None:
+def resolve(variant: Variant, llm: VideoLLM) -> PruningConfig | None:
     """A variant's config with all options written out, the model's calibration applied; UserError if it has none."""
     config = variant.config()
     try:
-        return config and resolve_options(config, model.calibration, model.name, lambda: model.model_hash)
+        return config and llm.resolve(config)
     except CalibrationError as error:
         raise UserError(f"method {variant.label}: {error}") from error
 
@@ -116,10 +116,10 @@ def _cell(entry: Entry, config: PruningConfig | None, clips: ClipRange, captions
     return cell_of(entry.variant, config, entry.budget, clips, captions)
 
 
-def _reference(configs: dict[Variant, PruningConfig | None], model: ModelInfo) -> PruningConfig | None:
+def _reference(configs: dict[Variant, PruningConfig | None], llm: VideoLLM) -> PruningConfig | None:
     """The first HieraVid among the variants, else as the model runs it."""
     chosen = next((config for config in configs.values() if config and config.method == REFERENCE), None)
-    return chosen or resolve(Variant(REFERENCE, REFERENCE), model)
+    return chosen or resolve(Variant(REFERENCE, REFERENCE), llm)
 
 
 def _entries(

@@ -24,7 +24,6 @@ from pipeline.engine.checkpoint import Checkpoint
 from pipeline.engine.info import DeviceName, DtypeName
 from pipeline.evaluate.lmms_requests import Asked, AskedVideos
 from pruning import PruningConfig
-from pruning.calibration import resolve_options
 
 if find_spec("lmms_eval"):
     from lmms_eval.api.instance import GenerationResult as _Response
@@ -83,11 +82,10 @@ class VideoLLMAdapter(_Model):
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ValueError("the adapter is one process on one device: start one for each, with --offset and --limit")
         self._llm, self._tokenizer = _load(str(model), device, dtype)
-        info = self._llm.info
         read = {name: yaml.safe_load(value) if isinstance(value, str) else value for name, value in options.items()}
         config = PruningConfig(method=method, retention=retention, **read)
-        self.pruning = resolve_options(config, info.calibration, info.name, lambda: info.model_hash)
-        self.videos = AskedVideos(int(frames or info.default_frames), int(batch_size))
+        self.pruning = self._llm.resolve(config)
+        self.videos = AskedVideos(int(frames or self._llm.info.default_frames), int(batch_size))
         self._max_new_tokens = int(max_new_tokens)
         self.stats: list[AnswerStats] = []
         """What each answer cost so far."""

@@ -22,7 +22,7 @@ def test_every_variant_can_be_run(llm: VideoLLM) -> None:
     found = ablation_variants(group_names())
     assert len({(group, variant.label) for group, variant in found}) == len(found)
     for _, variant in found:
-        config = resolve(variant, llm.info)
+        config = resolve(variant, llm)
         assert config is not None
         assert isinstance(make_pruner(config).plan(llm.grid(16), 8, 0.3), StagePlan)
         for name, value in variant.options:
