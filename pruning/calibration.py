@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from pruning.config import PRESETS, PruningConfig, option_names, written_out
+from pruning.config import OF_ALL, PRESETS, PruningConfig, option_names, written_out
 
 OWN_FILE = "calibration.json"
 """The name of a model's own calibration, beside its weights."""
@@ -71,7 +71,7 @@ def apply_calibration(config: PruningConfig, calibration: Calibration | None) ->
         return config
     preset = config.preset or ("author" if calibration is None else "default")
     chosen = {} if calibration is None else calibration.options
-    known = {"method": config.method, "retention": config.retention, "preset": None, "calibration": None}
+    known = {name: getattr(config, name) for name in OF_ALL} | {"preset": None, "calibration": None}
     defaults = {name: PruningConfig.model_fields[name].default for name in option_names()}
     return PruningConfig(**{**known, **defaults, **PRESETS[preset], **chosen, **written_out(config)})
 

@@ -27,13 +27,15 @@ PRESETS: dict[str, dict[str, Any]] = {
     "author": {"merge_across_segments": True, "budget_coupling": "author", "max_block": None},
 }
 # A preset says which options a config starts from, a calibration which file knows better: neither is one itself.
-_NO_OPTIONS = ("method", "retention", "preset", "calibration")
+_NO_OPTIONS = ("method", "retention", "kv_retention", "preset", "calibration")
+# What every method knows, since the engine does it.
+OF_ALL = ("method", "retention", "kv_retention")
 
 
 class PruningConfig(BaseModel):
     """A pruning method and its options; immutable, unknown keys are refused.
 
-    All options below `retention` belong to HieraVid; the other methods have none. An option takes its
+    All options below `kv_retention` belong to HieraVid; the other methods have none. An option takes its
     value from the field default, over it the preset, over it the calibration, over it what is written
     out; with neither preset nor calibration from the author preset. Here a calibration is only named:
     `pruning.calibration` applies it, and until then the options read as without one.
@@ -50,6 +52,13 @@ class PruningConfig(BaseModel):
         le=1,
         allow_inf_nan=False,
         description="mean over the decoder layers of (video tokens entering the MLP) / N",
+    )
+    kv_retention: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+        description="above 0 and at most 1: share of each layer's video entries kept in the KV cache after prefill",
     )
     preset: Literal["default", "author"] | None = Field(
         None,
@@ -116,7 +125,7 @@ class PruningConfig(BaseModel):
         if isinstance(value, bool) and cls.model_fields[name].annotation is not bool:
             raise ValueError("a truth value is not allowed")
         asks_nothing = name in ("preset", "calibration") and value in (None, "auto")
-        if method != "hieravid" and name not in ("method", "retention") and not asks_nothing:
+        if method != "hieravid" and name not in OF_ALL and not asks_nothing:
             raise ValueError(f"an option of hieravid, not of {method}")
         return value
 
@@ -137,7 +146,7 @@ class PruningConfig(BaseModel):
     def _leave_out_options_of_others(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields = serialize(self)
         if self.method != "hieravid":
-            return {name: value for name, value in fields.items() if name in ("method", "retention")}
+            return {name: value for name, value in fields.items() if name in OF_ALL}
         return fields
 
 

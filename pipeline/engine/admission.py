@@ -27,14 +27,14 @@ def admit(family: Family, pruner: Pruner, number: int, request: Request, retenti
         prompt = family.tokenize(request.prompt)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-    grid = family.grid(request.num_frames)
+    grid = family.grid(request.num_frames, request.frame_size)
     if isinstance(request.frames, EncodedVideo):
         _check_encoded(request.frames, family, grid, pruner, name)
     if request.forced_token_ids is not None:
         _check_tokens(request.forced_token_ids, family.decoder.vocabulary, name)
         request = replace(request, max_new_tokens=len(request.forced_token_ids))
-    total = grid.tokens + prompt.length
-    if total + request.max_new_tokens > family.decoder.max_positions:
+    next_position = family.next_position(prompt, grid)
+    if next_position + request.max_new_tokens > family.decoder.max_positions:
         raise PromptTooLongError(
             f"{name}: {grid.tokens} video tokens, {prompt.length} prompt tokens and {request.max_new_tokens} new "
             f"tokens exceed the {family.decoder.max_positions} positions that the model was trained for"
@@ -49,7 +49,7 @@ def admit(family: Family, pruner: Pruner, number: int, request: Request, retenti
         plan=pruner.plan(grid, num_layers, retention),
         retention=retention,
         sampler=Sampler(request.temperature, request.top_p, request.seed),
-        next_position=total,
+        next_position=next_position,
         tracer=Tracer(grid, num_layers) if request.is_traced else None,
     )
 

@@ -41,7 +41,7 @@ def packs(batch: list[Sequence]) -> Iterator[list[Sequence]]:
     pack: list[Sequence] = []
     tokens = 0
     for sequence in batch:
-        entering = sequence.cached_tokens[0]
+        entering = sequence.entering_tokens[0]
         if pack and tokens + entering > _PREFILL_TOKENS:
             yield pack
             pack, tokens = [], 0

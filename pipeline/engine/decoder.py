@@ -73,9 +73,9 @@ class Decoder:
         return self._embed_tokens(torch.tensor(token_ids, dtype=torch.int64, device=self.device))
 
     def rope(self, positions: torch.Tensor) -> Rope:
-        """Rotary tables of tokens at `positions`, int64 [n]."""
+        """Rotary tables of tokens at `positions`, int64 [n], or [3, n] with one position an axis of M-RoPE."""
         like = self._embed_tokens.weight  # the tables take its dtype and device
-        cos, sin = self._rotary(like, positions[None])
+        cos, sin = self._rotary(like, positions.unsqueeze(-2))
         return Rope(cos[0], sin[0])
 
     def attention_input(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:

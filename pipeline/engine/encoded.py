@@ -11,7 +11,8 @@ import torch
 class EncodedVideo:
     """One video's tokens, made once by `VideoLLM.encode` for any number of later calls.
 
-    `tokens` is [N, hidden], row-major in time; `frames` the number of frames T that were shown.
+    `tokens` is [N, hidden], row-major in time; `frames` the number of frames T that were shown, and
+    `size` their height and width in pixels, on which the token grid of some models depends.
     `attention` is [N] float32 or None: the share of attention that each token's place received in the
     vision tower's last layer. `vision_ms` is this video's share of the time that encoding took. The
     tensors may be moved to another device or type: an answer brings them back.
@@ -21,3 +22,4 @@ class EncodedVideo:
     frames: int
     attention: torch.Tensor | None = None
     vision_ms: float = 0.0
+    size: tuple[int, int] | None = None

@@ -65,7 +65,8 @@ class VideoEncoder:
         attention = video.attention if self._with_attention else None
         if attention is not None:
             attention = attention.to(decoder.device, torch.float32)
-        return EncodedVideo(video.tokens.to(decoder.device, decoder.dtype), video.frames, attention, vision_ms=0.0)
+        tokens = video.tokens.to(decoder.device, decoder.dtype)
+        return EncodedVideo(tokens, video.frames, attention, vision_ms=0.0, size=video.size)
 
 
 def encode_frames(
@@ -83,7 +84,7 @@ def encode_frames(
         raise EncodeError(str(error)) from error
     times = shares(watch.lap(), [tokens.shape[0] for tokens, _ in encoded])
     return [
-        EncodedVideo(tokens, int(frames.shape[0]), attention, ms)
+        EncodedVideo(tokens, int(frames.shape[0]), attention, ms, (int(frames.shape[1]), int(frames.shape[2])))
         for frames, (tokens, attention), ms in zip(videos, encoded, times, strict=True)
     ]
 

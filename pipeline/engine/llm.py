@@ -66,9 +66,9 @@ class VideoLLM:
         """Sizes of the decoder, as `pruning.cost` takes them."""
         return self._family.decoder.shape
 
-    def grid(self, num_frames: int) -> VideoGrid:
-        """The token grid of a video of `num_frames` frames."""
-        return self._family.grid(num_frames)
+    def grid(self, num_frames: int, size: tuple[int, int] | None = None) -> VideoGrid:
+        """The token grid of a video of `num_frames` frames of `size` (height, width) pixels; None: the largest."""
+        return self._family.grid(num_frames, size)
 
     def prompt_tokens(self, prompt: str) -> int:
         """M, the tokens that a prompt adds to those of the video, chat template included."""
@@ -92,6 +92,7 @@ class VideoLLM:
                 frames=video.frames,
                 attention=None if video.attention is None else video.attention.clone(),
                 vision_ms=video.vision_ms,
+                size=video.size,
             )
             for video in encode_frames(self._family, videos, attention)
         ]

@@ -67,10 +67,10 @@ class Prefill:
             hidden += (before, video, after)
             position = self._family.positions(sequence.prompt, sequence.grid)
             first, end = before.shape[0], before.shape[0] + sequence.grid.tokens
-            positions += (position[:first], position[first:end][index], position[end:])
+            positions += (position[..., :first], position[..., first:end][..., index], position[..., end:])
             spans.append(Span(start, before.shape[0], video.shape[0], after.shape[0], index))
             start += spans[-1].length
-        return Packed(torch.cat(hidden), self._decoder.rope(torch.cat(positions)), spans)
+        return Packed(torch.cat(hidden), self._decoder.rope(torch.cat(positions, dim=-1)), spans)
 
     def _run_layer(self, layer: int, packed: Packed) -> None:
         """One decoder layer over all live tokens, with the stages that start in it."""
@@ -186,7 +186,7 @@ class Prefill:
         """Divide the pass's time among its sequences: pruning by N, the rest by tokens over all layers."""
         self._prefill_ms += self._watch.lap()
         prune_ms = shares(self._prune_ms, [s.grid.tokens for s in self._sequences])
-        prefill_ms = shares(self._prefill_ms, [sum(s.cached_tokens) for s in self._sequences])
+        prefill_ms = shares(self._prefill_ms, [sum(s.entering_tokens) for s in self._sequences])
         for sequence, prune, rest in zip(self._sequences, prune_ms, prefill_ms, strict=True):
             sequence.prune_ms += prune
             sequence.prefill_ms += rest

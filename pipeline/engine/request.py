@@ -11,18 +11,30 @@ import torch
 from pipeline.engine.encoded import EncodedVideo
 from pipeline.engine.trace import TokenTrace
 
+FailureCode = Literal[
+    "invalid_request",
+    "prompt_too_long",
+    "retention_unreachable",
+    "encode_failed",
+    "out_of_memory",
+    "generate_failed",
+]
+
 
 @dataclass(frozen=True, eq=False)
 class Request:
     """One prompt about one video.
 
     `frames` is uint8 RGB [T, H, W, 3], T >= 1, of any size, or what `VideoLLM.encode` made of them;
-    `frame_times_s` (T numbers) says when they were shown. Requests of one call that share `video_key`
-    show the same frames: these are encoded once. `seed` drives sampling and random pruning.
-    `retention` in (0, 1] overrides that of the pruning config. `temperature` 0 is greedy; `top_p`
-    keeps the smallest set of tokens whose probability reaches it. `forced_token_ids` are the answer,
-    word for word, whatever the model would have said (teacher forcing): the answer tells how likely
-    they were, and their number takes the place of `max_new_tokens`. `is_traced` asks for `Answer.trace`.
+    `frame_times_s` (T numbers) says when they were shown, `duration_s` how long the whole video is;
+    `time_instruction` puts both before the prompt in the words that the model was trained with.
+    Requests of one call that share `video_key` show the same frames: these are encoded once. `seed`
+    drives sampling and random pruning. `retention` in (0, 1] overrides that of the pruning config.
+    `temperature` 0 is greedy; `top_p` keeps the smallest set of tokens whose probability reaches it.
+    An answer ends before the first of the strings `stop` that it would contain. `forced_token_ids`
+    are the answer, word for word, whatever the model would have said (teacher forcing): the answer
+    tells how likely they were, and their number takes the place of `max_new_tokens`. `is_traced`
+    asks for `Answer.trace`.
     """
 
     frames: np.ndarray | torch.Tensor | EncodedVideo
@@ -34,6 +46,9 @@ class Request:
     retention: float | None = None
     temperature: float = 0.0
     top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    duration_s: float | None = None
+    time_instruction: bool = False
     forced_token_ids: tuple[int, ...] | None = None
     is_traced: bool = False
 
@@ -41,6 +56,13 @@ class Request:
     def num_frames(self) -> int:
         """T."""
         return self.frames.frames if isinstance(self.frames, EncodedVideo) else int(self.frames.shape[0])
+
+    @property
+    def frame_size(self) -> tuple[int, int] | None:
+        """Height and width of the frames in pixels; None for an encoded video that does not say."""
+        if isinstance(self.frames, EncodedVideo):
+            return self.frames.size
+        return int(self.frames.shape[1]), int(self.frames.shape[2])
 
 
 @dataclass(frozen=True)
@@ -73,7 +95,10 @@ class AnswerStats:
 
 @dataclass(frozen=True)
 class Answer:
-    """The generated text; `token_ids` ends with the end-of-text token if `finish_reason` is "stop".
+    """The generated text; `number` is the request's place in the call.
+
+    `finish_reason` is "stop" if the model ended the answer, `token_ids` then ends with its end-of-text
+    token, or if a stop string did, before which the text is cut; "length" at `max_new_tokens`.
 
     `logprobs`, of a request with forced tokens, are the natural logarithms of the probabilities that
     the model gave to each of them, of its distribution as it is (temperature 1, top_p 1). `trace`, of
@@ -86,6 +111,20 @@ class Answer:
     stats: AnswerStats
     logprobs: list[float] | None = None
     trace: TokenTrace | None = None
+    number: int = 0
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A request of a stream that could not be answered; the others go on.
+
+    `number` is its place among the requests, `code` one of invalid_request, prompt_too_long,
+    retention_unreachable, encode_failed, out_of_memory and generate_failed, `message` one line.
+    """
+
+    number: int
+    code: FailureCode
+    message: str
 
 
 def check_request(request: Request, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -28,8 +29,9 @@ class Sequence:
     plan: StagePlan
     retention: float
     sampler: Sampler
-    next_position: int  # of the first generated token: the unpruned sequence's length
+    next_position: int  # of the first generated token: behind the unpruned sequence
     tracer: Tracer | None = None
+    kv_retention: float = 1.0  # share of each layer's video entries that stay in the cache after prefill
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)  # of forced tokens
     is_stopped: bool = False
@@ -49,9 +51,15 @@ class Sequence:
         return self.prompt.length
 
     @property
-    def cached_tokens(self) -> list[int]:
-        """Entries of each layer's KV cache after prefill."""
+    def entering_tokens(self) -> list[int]:
+        """Tokens that enter each layer's attention at prefill, text included."""
         return [tokens + self.text_tokens for tokens in self.plan.attention_tokens()]
+
+    @property
+    def cached_tokens(self) -> list[int]:
+        """Entries of each layer's KV cache after prefill: all text, and the share `kv_retention` of the video."""
+        kept = (math.ceil(self.kv_retention * tokens) for tokens in self.plan.attention_tokens())
+        return [tokens + self.text_tokens for tokens in kept]
 
     @property
     def is_revised(self) -> bool:

@@ -21,6 +21,11 @@ class Waiting:
     number: int
     video: str
     cached_tokens: list[int]
+
+    @property
+    def entering_tokens(self):
+        return self.cached_tokens
+
     request: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(max_new_tokens=10))
 
 

@@ -47,7 +47,7 @@ def test_a_dumped_config_builds_itself_again(preset):
 
 def test_another_method_dumps_no_options_of_hieravid():
     config = PruningConfig(method="uniform", retention=0.3)
-    assert config.model_dump() == {"method": "uniform", "retention": 0.3}
+    assert config.model_dump() == {"method": "uniform", "retention": 0.3, "kv_retention": 1.0}
     assert PruningConfig(**config.model_dump()) == config
     assert PruningConfig(method="uniform", preset=None, calibration=None) == PruningConfig(
         method="uniform", calibration=None

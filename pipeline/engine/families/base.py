@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, Self
 
@@ -48,7 +49,7 @@ class Family(Protocol):
     default_num_frames: ClassVar[int]  # what the published models were trained for
 
     decoder: Decoder
-    patches_per_frame: int  # tokens that the vision tower works on, before pooling
+    frames_per_step: int  # frames that the vision tower takes together: one row of `preprocess`, one frame of the grid
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Self:
@@ -60,21 +61,35 @@ class Family(Protocol):
         """Sizes from the config alone; ModelError if it is not one of this family's."""
         ...
 
-    def grid(self, num_frames: int) -> VideoGrid:
-        """The token grid of a video of `num_frames` frames."""
+    def grid(self, num_frames: int, size: tuple[int, int] | None = None) -> VideoGrid:
+        """The token grid of a video of `num_frames` frames of `size` (height, width) pixels.
+
+        A family whose grid depends on the size takes None for the largest grid that it makes.
+        """
         ...
 
     def preprocess(self, frames: torch.Tensor) -> torch.Tensor:
-        """uint8 [T, H, W, 3] of any size to the vision tower's input, T' rows of one fixed shape."""
+        """uint8 [T, H, W, 3] of any size to the vision tower's input, T' rows of a shape that the size alone decides.
+
+        T' is T / `frames_per_step`, rounded up: an incomplete last step repeats its last frame.
+        """
+        ...
+
+    def patches(self, pixels: torch.Tensor) -> int:
+        """Patches that the vision tower works on for each of these rows of `preprocess`."""
         ...
 
     def encode(self, pixels: torch.Tensor, with_attention: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Rows of `preprocess` from any videos to video tokens [T', positions, hidden].
+        """Rows of `preprocess` from any videos, of one shape, to video tokens [T', positions, hidden].
 
         The second is, if asked for, [T', positions] float32: the share of attention that each patch
         receives in the last layer of the vision tower that is used, mean over queries and heads,
         brought to the token grid as the tokens are; else None.
         """
+        ...
+
+    def time_instruction(self, frame_times_s: Sequence[float], duration_s: float) -> str | None:
+        """The words before a prompt that say when the frames were shown; None for models trained without such."""
         ...
 
     def tokenize(self, prompt: str) -> PromptTokens:
@@ -90,7 +105,14 @@ class Family(Protocol):
         ...
 
     def positions(self, prompt: PromptTokens, grid: VideoGrid) -> torch.Tensor:
-        """int64 [N + M], every token's position in the unpruned sequence."""
+        """Every token's position in the unpruned sequence, int64 [N + M], or [3, N + M] for M-RoPE.
+
+        Generated tokens count on from `next_position`, on all axes.
+        """
+        ...
+
+    def next_position(self, prompt: PromptTokens, grid: VideoGrid) -> int:
+        """The first generated token's position: one behind the largest of `positions`."""
         ...
 
     def is_end(self, token_id: int) -> bool:

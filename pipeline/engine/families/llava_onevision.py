@@ -7,6 +7,7 @@ follows the whole video and counts as text.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, ClassVar, Self
 
@@ -38,7 +39,7 @@ class LlavaOnevision:
         self._preprocessor = preprocessor
         self._columns = _columns(config)
         self._positions = self._columns**2
-        self.patches_per_frame = _patches_a_side(config) ** 2
+        self.frames_per_step = 1
         self.decoder = Decoder(model.model.language_model, model.lm_head, config.text_config)
 
     @classmethod
@@ -68,13 +69,17 @@ class LlavaOnevision:
             max_positions=config.text_config.max_position_embeddings,
         )
 
-    def grid(self, num_frames: int) -> VideoGrid:
-        """One row of positions a frame; no position is constant."""
+    def grid(self, num_frames: int, size: tuple[int, int] | None = None) -> VideoGrid:
+        """One row of positions a frame, whatever its size; no position is constant."""
         return VideoGrid(num_frames, self._positions, columns=self._columns)
 
     def preprocess(self, frames: torch.Tensor) -> torch.Tensor:
         """uint8 [T, H, W, 3] to pixels [T, 3, side, side]."""
         return self._preprocessor(frames, self.decoder.dtype)
+
+    def patches(self, pixels: torch.Tensor) -> int:
+        """Patches of a frame, before pooling."""
+        return _patches_a_side(self._model.config) ** 2
 
     def encode(self, pixels: torch.Tensor, with_attention: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Pixels [T, 3, side, side] to video tokens [T, positions, hidden], and what SigLIP attends to if asked for."""
@@ -87,6 +92,10 @@ class LlavaOnevision:
         if attention is None:
             return tokens, None
         return tokens, model.apply_pooling(attention.received()[..., None])[..., 0]
+
+    def time_instruction(self, frame_times_s: Sequence[float], duration_s: float) -> str | None:
+        """None: it was trained without."""
+        return None
 
     def tokenize(self, prompt: str) -> PromptTokens:
         """The chat template around one video and the prompt."""
@@ -105,6 +114,10 @@ class LlavaOnevision:
     def positions(self, prompt: PromptTokens, grid: VideoGrid) -> torch.Tensor:
         """Plain counting, int64 [N + M]."""
         return torch.arange(grid.tokens + prompt.length, device=self.decoder.device)
+
+    def next_position(self, prompt: PromptTokens, grid: VideoGrid) -> int:
+        """The unpruned sequence's length."""
+        return grid.tokens + prompt.length
 
     def is_end(self, token_id: int) -> bool:
         """Whether a generated token ends the answer."""
