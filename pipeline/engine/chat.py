@@ -7,55 +7,72 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedConfig
 
 from pipeline.engine.checkpoint import one_line, read_json
 from pipeline.engine.errors import ModelError
 
 _MARK = "\ue000"  # of Unicode's private use: no template contains it
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 
 
 @dataclass(frozen=True)
 class Chat:
-    """A tokenizer with a chat template that shows one video to the model."""
+    """A tokenizer with a chat template that shows one video to the model.
+
+    `place_holder` is what stands in the template's text where the video goes; a prompt may contain
+    none of `place_holders`. A multimodal template puts it there itself, for the part of a message
+    that is a video; with `is_text_only` a message is nothing but text, and starts with it.
+    """
 
     tokenizer: Any
     template: str
-    video_id: int
+    place_holder: str
     place_holders: tuple[str, ...]
     end_ids: frozenset[int]
+    is_text_only: bool = False
 
     @classmethod
     def from_folder(cls, folder: Path, video_id: int, *other_place_holder_ids: int) -> Chat:
-        """Read tokenizer, template and end-of-text ids; ModelError if the video token is unknown to them."""
-        try:
-            tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # a damaged file surfaces as whatever its parser raises
-            raise ModelError(f"{folder}: the tokenizer cannot be loaded ({one_line(error)})") from error
-        ids = (video_id, *other_place_holder_ids)
-        place_holders = tuple(token for token in tokenizer.convert_ids_to_tokens(list(ids)) if token is not None)
-        if tokenizer.convert_ids_to_tokens(video_id) is None:
+        """Read tokenizer, multimodal template and end-of-text ids; ModelError if the video token is unknown to them."""
+        tokenizer = _read_tokenizer(folder)
+        tokens = tokenizer.convert_ids_to_tokens([video_id, *other_place_holder_ids])
+        if tokens[0] is None:
             raise ModelError(f"{folder}: the tokenizer has no token {video_id}, config.json's video token")
-        chat = cls(
+        return cls(
             tokenizer=tokenizer,
             template=_read_template(folder, tokenizer),
-            video_id=video_id,
-            place_holders=place_holders,
+            place_holder=tokens[0],
+            place_holders=tuple(token for token in tokens if token is not None),
             end_ids=_read_end_ids(folder, tokenizer),
-        )
-        chat.tokenize("")  # a template that does not show the video is refused here, not at the first request
-        return chat
+        )._checked(folder)
+
+    @classmethod
+    def with_text_template(cls, folder: Path, place_holder: str, config: PreTrainedConfig) -> Chat:
+        """Read a language model's own tokenizer and template, which know nothing of videos; ModelError as above.
+
+        `config` is the language model's: the folder's config.json may describe something else.
+        """
+        tokenizer = _read_tokenizer(folder, config)
+        return cls(
+            tokenizer=tokenizer,
+            template=_read_template(folder, tokenizer),
+            place_holder=place_holder,
+            place_holders=(place_holder,),
+            end_ids=_read_end_ids(folder, tokenizer),
+            is_text_only=True,
+        )._checked(folder)
 
     def tokenize(self, prompt: str) -> tuple[list[int], list[int]]:
         """Token ids before and after the video; ValueError if the prompt contains a place holder itself."""
         for token in self.place_holders:
             if token in prompt:
                 raise ValueError(f"the prompt must not contain {token}, the place of the video in the chat template")
-        ids = self._ids(self._render(prompt))
-        if ids.count(self.video_id) != 1:
-            raise ModelError(f"the chat template puts {ids.count(self.video_id)} videos into the prompt instead of 1")
-        place = ids.index(self.video_id)
-        return ids[:place], ids[place + 1 :]
+        # The text is cut, not its ids: the place holder need not be a token.
+        parts = self._render(prompt).split(self.place_holder)
+        if len(parts) != 2:
+            raise ModelError(f"the chat template puts {len(parts) - 1} videos into the prompt instead of 1")
+        return self._ids(parts[0]), self._ids(parts[1])
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """The tokens of the templated text that stand for the prompt's own words, none for an empty prompt.
@@ -76,9 +93,24 @@ class Chat:
         behind = _shared(ids[first:][::-1], self._ids(after)[::-1])
         return ids[first : len(ids) - behind]
 
+    def decode(self, token_ids: list[int]) -> str:
+        """Text of generated tokens, white space and all, without special tokens and the end of text."""
+        return self.tokenizer.decode([i for i in token_ids if i not in self.end_ids], skip_special_tokens=True)
+
+    def _checked(self, folder: Path) -> Chat:
+        """Itself; a template that fails or does not show the video is refused here, not at the first request."""
+        try:
+            self.tokenize("")
+        except ModelError as error:
+            raise ModelError(f"{folder}: {error}") from error
+        except Exception as error:  # a template is a program
+            raise ModelError(f"{folder}: the chat template fails ({one_line(error)})") from error
+        return self
+
     def _render(self, prompt: str) -> str:
         """The chat template's text around one video and the prompt."""
-        content = [{"type": "video"}, {"type": "text", "text": prompt}]
+        parts = [{"type": "video"}, {"type": "text", "text": prompt}]
+        content = f"{self.place_holder}\n{prompt}" if self.is_text_only else parts
         return self.tokenizer.apply_chat_template(
             [{"role": "user", "content": content}],
             chat_template=self.template,
@@ -87,11 +119,9 @@ class Chat:
         )
 
     def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False).input_ids
-
-    def decode(self, token_ids: list[int]) -> str:
-        """Text of generated tokens, without special tokens and the end of text."""
-        return self.tokenizer.decode([i for i in token_ids if i not in self.end_ids], skip_special_tokens=True).strip()
+        """Token ids of a text, none for the place holder."""
+        parts = text.split(self.place_holder)
+        return [token for part in parts for token in self.tokenizer(part, add_special_tokens=False).input_ids]
 
 
 def _shared(ids: list[int], others: list[int]) -> int:
@@ -100,11 +130,27 @@ def _shared(ids: list[int], others: list[int]) -> int:
     return sum(takewhile(bool, same))
 
 
+def _read_tokenizer(folder: Path, config: PreTrainedConfig | None = None) -> Any:
+    """The tokenizer of a folder whose config.json is transformers' own, else of the model that `config` describes."""
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise ModelError(f"{folder}: no tokenizer (none of {', '.join(_TOKENIZER_FILES)})")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            read_json(folder / name)  # here, since AutoTokenizer does not say which file is damaged
+    try:
+        return AutoTokenizer.from_pretrained(folder, config=config, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # a damaged file surfaces as whatever its parser raises
+        raise ModelError(f"{folder}: the tokenizer cannot be loaded ({one_line(error)})") from error
+
+
 def _read_template(folder: Path, tokenizer: Any) -> str:
     """The multimodal template: older folders keep it beside a text-only one of the tokenizer's."""
     legacy = folder / "chat_template.json"
     if not (folder / "chat_template.jinja").is_file() and legacy.is_file():
-        return read_json(legacy)["chat_template"]
+        template = read_json(legacy).get("chat_template")
+        if not isinstance(template, str):
+            raise ModelError(f"{legacy}: no chat_template")
+        return template
     if not isinstance(tokenizer.chat_template, str):
         raise ModelError(f"{folder}: no chat template (chat_template.jinja)")
     return tokenizer.chat_template

@@ -9,7 +9,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from pipeline.engine.errors import ModelError
+from pipeline.engine.memory import most_mlp_rows
 from pruning.cost import DecoderShape
+
+_MODEL_TYPES = ("qwen2", "qwen2_vl_text")
 
 # Rotary tables of these kinds depend on a token's position alone; others change with the length of
 # the whole sequence, which a cache of rotated keys cannot follow.
@@ -40,7 +43,7 @@ class Decoder:
     """
 
     def __init__(self, model: nn.Module, lm_head: nn.Module, config: Any) -> None:
-        """`model` is transformers' Qwen2Model, `config` its Qwen2Config."""
+        """`model` is transformers' Qwen2Model or Qwen2VLTextModel, `config` its config."""
         parts: Any = model
         self.layers: list[Any] = list(parts.layers)
         self._embed_tokens = parts.embed_tokens
@@ -49,6 +52,7 @@ class Decoder:
         self._lm_head = lm_head
         self.max_positions: int = config.max_position_embeddings
         self.vocabulary: int = parts.embed_tokens.weight.shape[0]
+        self.mlp_rows = most_mlp_rows(self.device)  # a memory plan may say less
         self.shape = DecoderShape(
             hidden=config.hidden_size,
             heads=config.num_attention_heads,
@@ -68,12 +72,12 @@ class Decoder:
         """The type of weights, activations and cache."""
         return self._embed_tokens.weight.dtype
 
-    def embed(self, token_ids: list[int]) -> torch.Tensor:
+    def embed(self, token_ids: list[int] | torch.Tensor) -> torch.Tensor:
         """Embeddings [n, hidden] of text tokens."""
-        return self._embed_tokens(torch.tensor(token_ids, dtype=torch.int64, device=self.device))
+        return self._embed_tokens(torch.as_tensor(token_ids, dtype=torch.int64, device=self.device))
 
     def rope(self, positions: torch.Tensor) -> Rope:
-        """Rotary tables of tokens at `positions`, int64 [n], or [3, n] with one position an axis of M-RoPE."""
+        """Rotary tables of tokens at `positions`, int64 [3, n] on the axes of M-RoPE, or [n], alike on all axes."""
         like = self._embed_tokens.weight  # the tables take its dtype and device
         cos, sin = self._rotary(like, positions.unsqueeze(-2))
         return Rope(cos[0], sin[0])
@@ -98,9 +102,15 @@ class Decoder:
         return hidden + self.layers[layer].self_attn.o_proj(attended)
 
     def add_mlp(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
-        """The residual stream after `layer`'s MLP."""
+        """The residual stream after `layer`'s MLP, whose wide activations exist for `mlp_rows` tokens at a time."""
         block = self.layers[layer]
-        return hidden + block.mlp(_rms_norm(block.post_attention_layernorm, hidden))
+        if hidden.shape[0] <= self.mlp_rows:
+            return hidden + block.mlp(_rms_norm(block.post_attention_layernorm, hidden))
+        output = torch.empty_like(hidden)
+        pieces = -(-hidden.shape[0] // self.mlp_rows)
+        for rows, place in zip(hidden.tensor_split(pieces), output.tensor_split(pieces), strict=True):
+            torch.add(rows, block.mlp(_rms_norm(block.post_attention_layernorm, rows)), out=place)
+        return output
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """float32 [n, vocabulary] from the last layer's output."""
@@ -109,13 +119,19 @@ class Decoder:
 
 def check_decoder_config(config: Any) -> None:
     """Raise ModelError unless `Decoder` computes what transformers would for this language model."""
-    if config.model_type != "qwen2":
-        raise ModelError(f"language model {config.model_type!r} is not supported; supported: qwen2")
+    if config.model_type not in _MODEL_TYPES:
+        supported = ", ".join(_MODEL_TYPES)
+        raise ModelError(f"language model {config.model_type!r} is not supported; supported: {supported}")
     if any(kind != "full_attention" for kind in config.layer_types):
         raise ModelError("sliding window attention is not supported")
     rope_type = config.rope_parameters["rope_type"]
     if rope_type not in _ROPE_TYPES:
         raise ModelError(f"rope type {rope_type!r} is not supported; supported: {', '.join(_ROPE_TYPES)}")
+    if config.model_type == "qwen2_vl_text":
+        sections = config.rope_parameters.get("mrope_section") or []
+        pairs = config.hidden_size // config.num_attention_heads // 2
+        if len(sections) != 3 or sum(sections) != pairs:
+            raise ModelError(f"mrope_section {sections} must divide the {pairs} pairs of a head among three axes")
 
 
 def _rms_norm(norm: Any, hidden: torch.Tensor) -> torch.Tensor:

@@ -26,9 +26,17 @@ class FramePreprocessor:
     rescale_factor: float
 
     @classmethod
-    def from_folder(cls, folder: Path) -> FramePreprocessor:
-        """Read a checkpoint folder's processor settings; ModelError where they ask for more than this."""
-        config, source = _read_processor_config(folder)
+    def from_folder(cls, folder: Path, default: FramePreprocessor | None = None) -> FramePreprocessor:
+        """Read a checkpoint folder's processor settings; ModelError where they ask for more than this.
+
+        A folder without settings is given `default`, and refused where there is none.
+        """
+        found = _read_processor_config(folder)
+        if found is None and default is not None:
+            return default
+        if found is None:
+            raise ModelError(f"{folder}: no preprocessor_config.json")
+        config, source = found
         size = config.get("size", {})
         if not isinstance(size, dict) or not {"height", "width"} <= size.keys():
             raise ModelError(f"{source}: size must name height and width, found {size}")
@@ -47,6 +55,13 @@ class FramePreprocessor:
             rescale_factor=float(config.get("rescale_factor", 1 / 255)),
         )
 
+    def check_side(self, side: int, folder: Path) -> None:
+        """Raise ModelError unless it makes square frames of `side` pixels, as the folder's vision tower takes them."""
+        if (self.height, self.width) != (side, side):
+            raise ModelError(
+                f"{folder}: the processor makes {self.height}x{self.width} frames, the vision tower takes {side}x{side}"
+            )
+
     def __call__(self, frames: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """uint8 RGB [T, H, W, 3] to normalised `dtype` [T, 3, height, width] on the same device."""
         levels = resize_frames(frames.permute(0, 3, 1, 2), self.height, self.width)
@@ -57,8 +72,8 @@ class FramePreprocessor:
         return pixels.to(dtype).contiguous()
 
 
-def _read_processor_config(folder: Path) -> tuple[dict[str, Any], Path]:
-    """The settings for video frames: a video processor's own where the folder has one."""
+def _read_processor_config(folder: Path) -> tuple[dict[str, Any], Path] | None:
+    """The settings for video frames: a video processor's own where the folder has one; None without any."""
     for name, key in (
         ("video_preprocessor_config.json", None),
         ("processor_config.json", "video_processor"),
@@ -72,7 +87,7 @@ def _read_processor_config(folder: Path) -> tuple[dict[str, Any], Path]:
         config = config.get(key) if key else config
         if config:
             return config, path
-    raise ModelError(f"{folder}: no preprocessor_config.json")
+    return None
 
 
 def _three_numbers(config: dict[str, Any], key: str, source: Path) -> tuple[float, float, float]:

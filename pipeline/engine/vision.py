@@ -17,55 +17,65 @@ _SOURCE_BYTES = 64 * 2**20  # raw frames that are resized at once
 
 
 def encode_videos(
-    family: Family, videos: Sequence[np.ndarray | torch.Tensor], with_attention: bool = False
+    family: Family,
+    videos: Sequence[np.ndarray | torch.Tensor],
+    with_attention: bool = False,
+    patches: int | None = None,
 ) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
     """uint8 videos [T, H, W, 3], sizes may differ, to video tokens [N, hidden] each.
 
     Beside each stands, if asked for, the attention [N] float32 that its tokens' places received in
-    the vision tower's last layer, else None.
+    the vision tower's last layer, else None. `patches` is how many one call of the vision tower may
+    take, None for the device's usual number; a single row that has more goes alone.
     """
-    parts: list[list[tuple[torch.Tensor, torch.Tensor | None]]] = [[] for _ in videos]
-    waiting: list[tuple[int, torch.Tensor]] = []  # rows of one shape, with the number of their video
-
-    for number, pixels in _preprocess(family, videos):
-        if waiting and waiting[0][1].shape[1:] != pixels.shape[1:]:
-            _encode(family, waiting, parts, with_attention)
-            waiting = []
-        waiting.append((number, pixels))
-        rows_at_once = _rows_at_once(family, pixels)
-        if sum(rows.shape[0] for _, rows in waiting) >= rows_at_once:
-            waiting = _encode(family, waiting, parts, with_attention, rows_at_once)
-    if waiting:
-        _encode(family, waiting, parts, with_attention)
-    return [(_join([tokens for tokens, _ in part]), _join([received for _, received in part])) for part in parts]
+    if patches is None:
+        patches = _PATCHES_CUDA if family.decoder.device.type == "cuda" else _PATCHES_CPU
+    tower = _Tower(family, len(videos), with_attention, patches)
+    for number, rows in _preprocess(family, videos, patches):
+        tower.take(number, rows)
+    tower.flush()
+    return [(_join([tokens for tokens, _ in part]), _join([received for _, received in part])) for part in tower.parts]
 
 
-def _rows_at_once(family: Family, pixels: torch.Tensor) -> int:
-    """Rows of `preprocess` like these that the vision tower takes in one call."""
-    patches = _PATCHES_CUDA if family.decoder.device.type == "cuda" else _PATCHES_CPU
-    return max(1, patches // family.patches(pixels))
+class _Tower:
+    """The vision tower behind a queue: rows of one shape wait until they fill a call, whosever they are."""
 
+    def __init__(self, family: Family, num_videos: int, with_attention: bool, patches: int) -> None:
+        self._family = family
+        self._with_attention = with_attention
+        self._patches = patches
+        self._waiting: list[tuple[int, torch.Tensor]] = []  # rows of one shape, with the number of their video
+        self.parts: list[list[tuple[torch.Tensor, torch.Tensor | None]]] = [[] for _ in range(num_videos)]
 
-def _encode(
-    family: Family,
-    waiting: list[tuple[int, torch.Tensor]],
-    parts: list[list[tuple[torch.Tensor, torch.Tensor | None]]],
-    with_attention: bool,
-    only_multiples_of: int = 1,
-) -> list[tuple[int, torch.Tensor]]:
-    """Encode waiting rows of one shape and hand each video its part; returns what is left for a full batch."""
-    rows = torch.cat([pixels for _, pixels in waiting])
-    owners = [number for number, pixels in waiting for _ in range(pixels.shape[0])]
-    whole = len(owners) - len(owners) % only_multiples_of
-    for at_once in rows[:whole].split(_rows_at_once(family, rows)):
-        tokens, received = family.encode(at_once, with_attention)
-        first = 0
-        for number, run in itertools.groupby(owners[: at_once.shape[0]]):
-            end = first + len(list(run))
-            parts[number].append((tokens[first:end], None if received is None else received[first:end]))
-            first = end
-        del owners[: at_once.shape[0]]
-    return [(owners[0], rows[whole:])] if owners else []
+    def take(self, number: int, rows: torch.Tensor) -> None:
+        """Rows of `preprocess` of a video, which are encoded as soon as they fill whole calls."""
+        if self._waiting and self._waiting[0][1].shape[1:] != rows.shape[1:]:
+            self.flush()
+        self._waiting.append((number, rows))
+        count = sum(waiting.shape[0] for _, waiting in self._waiting)
+        at_once = max(1, self._patches // self._family.patches(rows))
+        self._encode(count - count % at_once, at_once)
+
+    def flush(self) -> None:
+        """Encode what is left, less than a whole call."""
+        count = sum(waiting.shape[0] for _, waiting in self._waiting)
+        self._encode(count, max(1, count))
+
+    def _encode(self, count: int, at_once: int) -> None:
+        """Encode the first `count` waiting rows, `at_once` a call, and hand each video its part."""
+        if not count:
+            return
+        owners = [number for number, rows in self._waiting for _ in range(rows.shape[0])]
+        rows = torch.cat([rows for _, rows in self._waiting])
+        for first in range(0, count, at_once):
+            tokens, received = self._family.encode(rows[first : first + at_once], self._with_attention)
+            start = 0
+            for number, run in itertools.groupby(owners[first : first + at_once]):
+                end = start + len(list(run))
+                self.parts[number].append((tokens[start:end], None if received is None else received[start:end]))
+                start = end
+        # what is left belongs to the video that came last, and must not keep the encoded rows alive
+        self._waiting = [(owners[-1], rows[count:].clone())] if count < len(owners) else []
 
 
 def _join(parts: list[torch.Tensor | None]) -> torch.Tensor | None:
@@ -74,12 +84,19 @@ def _join(parts: list[torch.Tensor | None]) -> torch.Tensor | None:
     return torch.cat(tensors) if tensors else None
 
 
-def _preprocess(family: Family, videos: Sequence[np.ndarray | torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield (video number, preprocessed rows), moving a bounded number of raw frames to the device at once."""
-    for number, video in enumerate(videos):
-        # only the last step of a video may be incomplete
-        steps = _SOURCE_BYTES // max(1, video[0].nbytes) // family.frames_per_step
-        frames_at_once = max(1, steps) * family.frames_per_step
+def _preprocess(
+    family: Family, videos: Sequence[np.ndarray | torch.Tensor], patches: int
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield (video number, preprocessed rows), a bounded number of raw frames and of rows at once.
+
+    Videos of one token grid follow each other, so that their rows can be encoded together.
+    """
+    grids = [family.grid(1, (int(video.shape[1]), int(video.shape[2]))) for video in videos]
+    for number in sorted(range(len(videos)), key=lambda n: (grids[n].positions, grids[n].columns or 0)):
+        video = videos[number]
+        # A token stands for a few patches, so this is a few calls of the tower; small frames may grow in `preprocess`.
+        steps = min(_SOURCE_BYTES // (family.frames_per_step * video[0].nbytes), patches // grids[number].positions)
+        frames_at_once = max(1, steps) * family.frames_per_step  # only the last step of a video may be incomplete
         for start in range(0, video.shape[0], frames_at_once):
             part = _as_tensor(video[start : start + frames_at_once])
             yield number, family.preprocess(part.to(family.decoder.device, non_blocking=True))

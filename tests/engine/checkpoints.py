@@ -1,10 +1,12 @@
 """Small random LLaVA-OneVision checkpoints in the Hugging Face layout, with non-degenerate weights."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     GenerationConfig,
@@ -54,13 +56,13 @@ SHAPES = {
 }
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
+def build_tokenizer(special_tokens: Sequence[str] = SPECIAL_TOKENS) -> PreTrainedTokenizerFast:
     """A byte-level tokenizer: 256 bytes and the special tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special_tokens])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_TOKEN, pad_token="<|endoftext|>")
 
 
@@ -93,7 +95,13 @@ def build_model(shape: Shape, tokenizer: PreTrainedTokenizerFast) -> LlavaOnevis
     if shape.num_frames is not None:
         config.num_frames = shape.num_frames
     model = LlavaOnevisionForConditionalGeneration(config).float().eval()
-    generator = torch.Generator().manual_seed(shape.seed)
+    randomize(model, shape.seed)
+    return model
+
+
+def randomize(model: torch.nn.Module, seed: int) -> None:
+    """Weights that let activations keep their scale."""
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             noise = torch.randn(weight.shape, generator=generator)
@@ -105,7 +113,13 @@ def build_model(shape: Shape, tokenizer: PreTrainedTokenizerFast) -> LlavaOnevis
                 weight.copy_(0.5 * noise)
             else:
                 weight.copy_(noise * (1.5 / weight[0].numel() ** 0.5))
-    return model
+
+
+def publish_names(path: Path) -> None:
+    """Call the vision tower's weights as the published folders do: transformers has dropped a level of their names."""
+    old, new = "vision_tower.", "vision_tower.vision_model."
+    weights = {name.replace(old, new): weight for name, weight in load_file(path).items()}
+    save_file(weights, path, metadata={"format": "pt"})
 
 
 def write_checkpoint(folder: Path, shape: Shape) -> Path:
@@ -114,6 +128,7 @@ def write_checkpoint(folder: Path, shape: Shape) -> Path:
     model = build_model(shape, tokenizer)
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.convert_tokens_to_ids(END_TOKEN))
     model.save_pretrained(folder)
+    publish_names(folder / "model.safetensors")
     tokenizer.save_pretrained(folder)
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
     processor = {

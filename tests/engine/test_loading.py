@@ -1,4 +1,4 @@
-"""A folder loads whole or not at all, and an error names what is wrong with it."""
+"""What a LLaVA-OneVision folder may not ask for, where models come from, and what is known of them beforehand."""
 
 import json
 import shutil
@@ -42,38 +42,6 @@ def refused(folder, match):
 PROJECTOR = "multi_modal_projector.linear_1.weight"
 
 
-def test_a_missing_weight_is_named(folder):
-    edit_weights(folder, lambda weights: weights.pop(PROJECTOR))
-    refused(folder, r"multi_modal_projector\.linear_1\.weight is missing")
-
-
-def test_a_left_over_weight_is_named(folder):
-    edit_weights(folder, lambda weights: weights.update({"language_model.model.extra.weight": torch.zeros(2)}))
-    refused(folder, r"extra\.weight is not part of the model")
-
-
-def test_a_weight_of_another_shape_is_named_with_both_shapes(folder):
-    edit_weights(folder, lambda weights: weights.update({PROJECTOR: torch.zeros(64, 31)}))
-    refused(folder, r"multi_modal_projector\.linear_1\.weight has shape \[64, 31\], the model wants \[64, 32\]")
-
-
-def test_a_damaged_weight_file_is_refused(folder):
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:1000])
-    refused(folder, "weights cannot be loaded")
-
-
-def test_pickled_weights_are_never_read(folder):
-    (folder / "model.safetensors").unlink()
-    (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
-    refused(folder, r"no \.safetensors weights; pickled weights \(pytorch_model\.bin\) are never loaded")
-
-
-def test_an_unknown_architecture_names_the_supported_ones(folder):
-    edit_json(folder / "config.json", model_type="qwen9_vl", architectures=["Qwen9VL"])
-    refused(folder, r"unknown architecture \(qwen9_vl Qwen9VL\); supported: LlavaOnevisionForConditionalGeneration")
-
-
 @pytest.mark.parametrize(
     ("section", "changes", "message"),
     [
@@ -114,7 +82,7 @@ def test_a_template_in_the_older_file_is_used(folder):
     (folder / "chat_template.jinja").unlink()
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": template.replace("assistant", "helper")}))
     family = VideoLLM.load(folder, device="cpu")._family
-    assert family.decode_text(family.tokenize("hi").after).endswith("helper")
+    assert family.decode_text(family.tokenize("hi").after).strip().endswith("helper")
 
 
 @pytest.mark.parametrize(
@@ -127,14 +95,6 @@ def test_a_template_in_the_older_file_is_used(folder):
 )
 def test_sources_that_are_no_folder_are_refused(source, message):
     refused(source, message)
-
-
-@pytest.mark.parametrize(
-    "name", ["config.json", "preprocessor_config.json", "generation_config.json", "tokenizer.json"]
-)
-def test_a_damaged_file_is_refused(folder, name):
-    (folder / name).write_text("{ not json")
-    refused(folder, name.split(".")[0])
 
 
 def test_a_folder_without_config_is_refused(tmp_path):

@@ -4,8 +4,10 @@ from pipeline.engine.checkpoint import Checkpoint
 from pipeline.engine.errors import ModelError
 from pipeline.engine.families.base import Family, ModelSizes, PromptTokens
 from pipeline.engine.families.llava_onevision import LlavaOnevision
+from pipeline.engine.families.llava_video import LlavaVideo
+from pipeline.engine.families.qwen2_vl import Qwen2VL
 
-FAMILIES: tuple[type[Family], ...] = (LlavaOnevision,)
+FAMILIES: tuple[type[Family], ...] = (LlavaOnevision, LlavaVideo, Qwen2VL)
 
 __all__ = ["FAMILIES", "Family", "ModelSizes", "PromptTokens", "family_of"]
 

@@ -39,6 +39,7 @@ class ModelSizes:
     num_layers: int
     hidden_size: int
     max_positions: int
+    frames_per_step: int = 1  # frames that become one of the grid together; each counts its part of the tokens
 
 
 class Family(Protocol):

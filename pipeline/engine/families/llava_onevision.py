@@ -47,12 +47,7 @@ class LlavaOnevision:
         """Load from a folder; ModelError for parts that this family does not know."""
         config = _read_config(checkpoint)
         preprocessor = FramePreprocessor.from_folder(checkpoint.folder)
-        side = config.vision_config.image_size
-        if (preprocessor.height, preprocessor.width) != (side, side):
-            raise ModelError(
-                f"{checkpoint.folder}: the processor makes {preprocessor.height}x{preprocessor.width} frames, "
-                f"the vision tower takes {side}x{side}"
-            )
+        preprocessor.check_side(config.vision_config.image_size, checkpoint.folder)
         chat = Chat.from_folder(checkpoint.folder, config.video_token_index, config.image_token_index)
         model: Any = checkpoint.load_weights(LlavaOnevisionForConditionalGeneration, dtype)
         return cls(model.to(device), chat, preprocessor)

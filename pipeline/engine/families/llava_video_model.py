@@ -1,0 +1,166 @@
+"""The modules of LLaVA-Video under the names of its published weights, and what its config.json says of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import Qwen2Config, Qwen2Model, SiglipVisionConfig, SiglipVisionModel
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
+
+from pipeline.engine.checkpoint import Checkpoint, one_line
+from pipeline.engine.decoder import check_decoder_config
+from pipeline.engine.errors import ModelError
+
+# config.json names its vision tower and says nothing of its sizes.
+_TOWERS: dict[str, dict[str, Any]] = {
+    "siglip-so400m-patch14-384": {
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+        "image_size": 384,
+        "patch_size": 14,
+    }
+}
+
+# What another value of these would change in the forward pass; the first of each is the published one.
+_SUPPORTED: dict[str, tuple[Any, ...]] = {
+    "mm_projector_type": ("mlp2x_gelu",),
+    "mm_newline_position": ("grid",),
+    "mm_patch_merge_type": ("spatial_unpad",),
+    "mm_spatial_pool_mode": ("bilinear", "average"),
+    "mm_spatial_pool_stride": (2, None),
+    "mm_vision_select_layer": (-2,),
+    "mm_resampler_type": (None,),
+    "mm_use_im_start_end": (False, None),
+    "add_faster_video": (False, None),
+}
+
+_STRIDE = 2
+
+
+@dataclass(frozen=True)
+class LlavaVideoConfig:
+    """Sizes of a model. `vision` counts the tower's layers without the last one, which is not part of the model.
+
+    `pool_mode` says how 2 x 2 patches become a token: "bilinear" rounds an odd side up, "average" down.
+    """
+
+    text: Qwen2Config
+    vision: SiglipVisionConfig
+    pool_mode: str
+
+    @classmethod
+    def read(cls, checkpoint: Checkpoint) -> LlavaVideoConfig:
+        """The folder's config; ModelError, in one line, for parts that would need another forward pass."""
+        path, content = checkpoint.folder / "config.json", checkpoint.config
+        for key, values in _SUPPORTED.items():
+            if content.get(key) not in values:
+                supported = ", ".join(repr(value) for value in values if value is not None) or "none"
+                raise ModelError(f"{path}: {key} {content.get(key)!r} is not supported; supported: {supported}")
+        # One object describes all parts; of the language model is what a Qwen2Config knows.
+        known = {field.name for field in fields(Qwen2Config)} | {"rope_theta", "rope_scaling"}
+        text = {key: value for key, value in content.items() if key in known and value is not None}
+        try:
+            config = cls(Qwen2Config.from_dict(text), _vision_config(content), content["mm_spatial_pool_mode"])
+            check_decoder_config(config.text)
+        except ModelError as error:
+            raise ModelError(f"{path}: {error}") from error
+        except Exception as error:  # transformers' validation raises whatever its fields raise
+            raise ModelError(f"{path}: {one_line(error)}") from error
+        if content.get("mm_hidden_size", config.vision.hidden_size) != config.vision.hidden_size:
+            raise ModelError(
+                f"{path}: mm_hidden_size {content['mm_hidden_size']} is not the hidden size "
+                f"{config.vision.hidden_size} of its vision tower"
+            )
+        return config
+
+    @property
+    def patches(self) -> int:
+        """Patches a side of a frame."""
+        return self.vision.image_size // self.vision.patch_size
+
+    @property
+    def side(self) -> int:
+        """Tokens a side of a frame, newlines not counted."""
+        return math.ceil(self.patches / _STRIDE) if self.pool_mode == "bilinear" else self.patches // _STRIDE
+
+
+class LlavaVideoModel(nn.Module):
+    """SigLIP without its last layer, a projector of two linear layers, the newline, and Qwen2.
+
+    `config` is a LlavaVideoConfig. The names of the parameters are those of the published weights.
+    """
+
+    def __init__(self, config: LlavaVideoConfig) -> None:
+        """Random weights, or none on the meta device (see `fix_tables`)."""
+        super().__init__()
+        self.config = config
+        hidden = config.text.hidden_size
+        model: Any = Qwen2Model(config.text)
+        model.vision_tower = nn.ModuleDict(
+            {"vision_tower": nn.ModuleDict({"vision_model": SiglipVisionModel(config.vision)})}
+        )
+        model.mm_projector = nn.Sequential(
+            nn.Linear(config.vision.hidden_size, hidden), nn.GELU(), nn.Linear(hidden, hidden)
+        )
+        model.image_newline = nn.Parameter(torch.randn(hidden) / math.sqrt(hidden))
+        self.model = model
+        self.lm_head = nn.Linear(hidden, config.text.vocab_size, bias=False)
+        self.tie_weights()
+
+    @property
+    def tower(self) -> Any:
+        """The SiglipVisionModel."""
+        return self.model.vision_tower["vision_tower"]["vision_model"]
+
+    def tie_weights(self) -> None:
+        """Let input and output embeddings be one, where the config says so: only the former is in the weights then."""
+        if self.config.text.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def fix_tables(self, device: torch.device) -> None:
+        """Put the tables that are no weights on `device`: a model built on the meta device has none."""
+        embeddings = self.tower.embeddings
+        embeddings.position_ids = torch.arange(embeddings.num_positions, device=device)[None]
+        with device:
+            self.model.rotary_emb = Qwen2RotaryEmbedding(self.config.text)
+
+    def video_features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels [T, 3, side, side] to projected patches [T, patches, hidden]; the tower's last norm is left out."""
+        patches = self.tower.encoder(inputs_embeds=self.tower.embeddings(pixels)).last_hidden_state
+        return self.model.mm_projector(patches)
+
+    def lay_out(self, patches: torch.Tensor, newline: torch.Tensor) -> torch.Tensor:
+        """Pool patches [T, patches, n] to a grid and end each of its rows with `newline` [n]: [T, positions, n]."""
+        side = self.config.patches
+        grid = patches.unflatten(1, (side, side)).permute(0, 3, 1, 2)
+        if self.config.pool_mode == "average":
+            grid = F.avg_pool2d(grid, _STRIDE)
+        else:
+            grid = F.interpolate(grid, size=(self.config.side, self.config.side), mode="bilinear")
+        rows = grid.permute(0, 2, 3, 1)
+        ends = newline.to(rows.dtype).expand(*rows.shape[:2], 1, -1)
+        return torch.cat((rows, ends), dim=2).flatten(1, 2)
+
+
+def _vision_config(content: dict[str, Any]) -> SiglipVisionConfig:
+    """The tower that mm_vision_tower names, else config.json's vision_config, up to its last layer but one."""
+    name = str(content.get("mm_vision_tower"))
+    # A published config.json also holds a vision_config that belongs to no part of it: a known name comes first.
+    sizes = _TOWERS.get(name.rsplit("/", 1)[-1])
+    if sizes is None:
+        sizes = content.get("vision_config")
+        kind = sizes.get("model_type") if isinstance(sizes, dict) else None
+        if kind != "siglip_vision_model":
+            raise ModelError(
+                f"the sizes of mm_vision_tower {name!r} are unknown; known: {', '.join(_TOWERS)}, "
+                "or those of a SigLIP in vision_config"
+            )
+    kept = {**sizes, "num_hidden_layers": sizes["num_hidden_layers"] - 1, "vision_use_head": False}
+    return SiglipVisionConfig.from_dict(kept)
