@@ -1,81 +1,129 @@
-"""Token by token generation for a batch of sequences, until each has finished."""
+"""One token more for every running sequence, whichever caches they lie in."""
 
 from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from collections.abc import Sequence as Several
+from functools import partial
 
 import torch
 
 from pipeline.engine.attention import cached_attention
+from pipeline.engine.decode_attention_triton import can_decode_ragged
+from pipeline.engine.decode_graph import DecodeGraph
 from pipeline.engine.decoder import Decoder
-from pipeline.engine.families import Family
 from pipeline.engine.kv_cache import KVCache
 from pipeline.engine.sampling import choose_tokens
 from pipeline.engine.sequence import Sequence
-from pipeline.engine.stopwatch import Stopwatch
+
+# (layer, query [B, heads, head size], key and value [B, KV heads, head size]) to [B, heads · head size]: stores
+# the new keys and values, and attends to all that are stored.
+DecodeAttention = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+# (slabs, the newest token of each of their rows, its position) to logits float32 [B, vocabulary]
+DecodeStep = Callable[[Several[KVCache], Several[int], Several[int]], torch.Tensor]
 
 
-def generate(family: Family, sequences: list[Sequence], cache: KVCache, logits: torch.Tensor) -> None:
-    """Fill the sequences' `token_ids`, starting from the prefill's logits float32 [B, vocabulary].
+def make_decode_step(decoder: Decoder) -> DecodeStep:
+    """The fastest way that the decoder's device has to do `decode_step`; it may keep buffers from call to call."""
+    if can_decode_ragged(decoder.device, decoder.dtype, decoder.shape.head_size):
+        return GraphedStep(decoder)
+    return partial(decode_step, decoder)
 
-    Row b of the cache and of the logits belongs to `sequences[b]`. A sequence leaves the batch when
-    it finishes; a step's time is divided equally among those that took part in it.
+
+def decode_step(
+    decoder: Decoder, slabs: Several[KVCache], tokens: Several[int], positions: Several[int]
+) -> torch.Tensor:
+    """Append one token to each row of the slabs, in order; returns the next logits float32 [B, vocabulary].
+
+    If it fails the slabs are as they were before.
     """
-    watch = Stopwatch(family.decoder.device)
-    live = list(sequences)
-    while True:
-        chosen = choose_tokens(logits, [sequence.sampler for sequence in live])
-        _force(live, logits, chosen)
-        took_part = list(live)
-        for row in reversed(range(len(took_part))):
-            sequence = took_part[row]
-            sequence.token_ids.append(chosen[row])
-            # an end token inside a forced answer is a token like others
-            is_last = len(sequence.token_ids) == sequence.request.max_new_tokens
-            sequence.is_stopped = family.is_end(chosen[row]) and (is_last or not sequence.request.forced_token_ids)
-            if sequence.is_finished:
-                cache.drop(row)
-                live[row] = live[-1]
-                live.pop()
-        if live:
-            logits = decode_step(
-                family.decoder,
-                cache,
-                tokens=[sequence.token_ids[-1] for sequence in live],
-                positions=[sequence.next_position for sequence in live],
-            )
-            for sequence in live:
-                sequence.next_position += 1
-        elapsed = watch.lap()
-        for sequence in took_part:
-            sequence.generate_ms += elapsed / len(took_part)
-        if not live:
-            return
+    for slab in slabs:
+        slab.advance()
+    try:
+        ids, places = (torch.tensor(ids, dtype=torch.int64, device=decoder.device) for ids in (tokens, positions))
+        return decode_layers(decoder, ids, places, slab_attention(slabs))
+    except BaseException:
+        for slab in slabs:
+            slab.retreat()
+        raise
 
 
-def _force(sequences: list[Sequence], logits: torch.Tensor, chosen: list[int]) -> None:
-    """Put forced tokens in the place of `chosen` ones, and note their log-probabilities by `logits`."""
+def decode_layers(
+    decoder: Decoder, tokens: torch.Tensor, positions: torch.Tensor, attention: DecodeAttention
+) -> torch.Tensor:
+    """All layers for one token a row, `tokens` and `positions` int64 [B]; returns logits float32 [B, vocabulary]."""
+    hidden = decoder.embed(tokens)
+    rope = decoder.rope(positions)
+    for layer in range(decoder.shape.layers):
+        normed = decoder.attention_input(layer, hidden)
+        query = decoder.queries(layer, normed, rope)
+        attended = attention(layer, query, *decoder.keys_values(layer, normed, rope))
+        hidden = decoder.add_attention(layer, hidden, attended)
+        hidden = decoder.add_mlp(layer, hidden)
+    return decoder.logits(hidden)
+
+
+def slab_attention(slabs: Several[KVCache]) -> DecodeAttention:
+    """Attention of the rows of several slabs, slab by slab."""
+
+    def attend(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        if len(slabs) == 1:
+            return cached_attention(query, *slabs[0].append(layer, key, value))
+        attended = []
+        first = 0
+        for slab in slabs:
+            rows = slice(first, first + slab.rows)
+            attended.append(cached_attention(query[rows], *slab.append(layer, key[rows], value[rows])))
+            first += slab.rows
+        return torch.cat(attended)
+
+    return attend
+
+
+class GraphedStep:
+    """`decode_step` through CUDA graphs: where the rows lie is told only when one came, left or moved."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        """Graphs are captured when batches of their size first come."""
+        self._graph = DecodeGraph(partial(decode_layers, decoder), decoder.shape.layers, decoder.device)
+        self._placed: list[tuple[weakref.ref[KVCache], int]] | None = None
+
+    def __call__(self, slabs: Several[KVCache], tokens: Several[int], positions: Several[int]) -> torch.Tensor:
+        """As `decode_step`; the next call writes over the logits."""
+        if not self._are_in_place(slabs):
+            self._graph.place(slabs, positions)
+        self._placed = None
+        logits = self._graph.step(tokens)
+        for slab in slabs:
+            slab.advance()
+        self._placed = [(weakref.ref(slab), slab.rows) for slab in slabs]
+        return logits
+
+    def _are_in_place(self, slabs: Several[KVCache]) -> bool:
+        """Whether all rows are where they were at the last step: rows only move when one leaves."""
+        if self._placed is None or len(self._placed) != len(slabs):
+            return False
+        return all(ref() is slab and rows == slab.rows for (ref, rows), slab in zip(self._placed, slabs, strict=True))
+
+
+def next_tokens(sequences: Several[Sequence], logits: torch.Tensor) -> list[int]:
+    """Each sequence's next token by its row of `logits`, float32 [B, vocabulary].
+
+    A forced one takes the place of the one that would be chosen, and the sequence notes its
+    log-probability.
+    """
+    chosen = choose_tokens(logits, [sequence.sampler for sequence in sequences])
     forced = {
         row: sequence.request.forced_token_ids[len(sequence.token_ids)]
         for row, sequence in enumerate(sequences)
         if sequence.request.forced_token_ids
     }
-    if not forced:
-        return
-    rows, tokens = (torch.tensor(list(ids), device=logits.device) for ids in (forced, forced.values()))
-    logprobs = logits[rows].log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0]
-    for (row, token), logprob in zip(forced.items(), logprobs.tolist(), strict=True):
-        chosen[row] = token
-        sequences[row].logprobs.append(logprob)
-
-
-def decode_step(decoder: Decoder, cache: KVCache, tokens: list[int], positions: list[int]) -> torch.Tensor:
-    """Append one token to each of the cache's rows; returns the next logits float32 [B, vocabulary]."""
-    hidden = decoder.embed(tokens)
-    rope = decoder.rope(torch.tensor(positions, dtype=torch.int64, device=decoder.device))
-    cache.advance()
-    for layer in range(decoder.shape.layers):
-        normed = decoder.attention_input(layer, hidden)
-        query = decoder.queries(layer, normed, rope)
-        keys, values, mask = cache.append(layer, *decoder.keys_values(layer, normed, rope))
-        hidden = decoder.add_attention(layer, hidden, cached_attention(query, keys, values, mask))
-        hidden = decoder.add_mlp(layer, hidden)
-    return decoder.logits(hidden)
+    if forced:
+        rows, tokens = (torch.tensor(list(ids), device=logits.device) for ids in (forced, forced.values()))
+        logprobs = logits[rows].log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0]
+        for (row, token), logprob in zip(forced.items(), logprobs.tolist(), strict=True):
+            chosen[row] = token
+            sequences[row].logprobs.append(logprob)
+    return chosen

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Iterable
 from collections.abc import Sequence as Several
-from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -12,52 +12,55 @@ import torch
 from pipeline.engine.encoded import EncodedVideo
 from pipeline.engine.errors import EncodeError
 from pipeline.engine.families import Family
+from pipeline.engine.memory import is_out_of_memory
 from pipeline.engine.sequence import Sequence
 from pipeline.engine.stopwatch import Stopwatch, shares
 from pipeline.engine.vision import encode_videos
 
 
-@dataclass(eq=False)
-class _Waiting:
-    """A video, and how many prompts still want it."""
-
-    video: EncodedVideo
-    prompts: int
-
-
 class VideoEncoder:
-    """Gives each sequence its video tokens; a video that several share stays until the last one had it."""
+    """Gives each sequence its video tokens; a video that several share stays as long as one of them waits for it."""
 
-    def __init__(self, family: Family, sequences: Several[Sequence], with_attention: bool) -> None:
-        """`sequences` are all those of a call; `with_attention` if the pruner needs the encoder's attention.
-
-        Raises ValueError if two of them call different videos by the same video_key.
-        """
+    def __init__(self, family: Family, with_attention: bool, patches: int) -> None:
+        """`with_attention` if the pruner needs the encoder's; `patches` may enter the vision tower in one call."""
         self._family = family
         self._with_attention = with_attention
-        self._users = Counter(sequence.video for sequence in sequences)
-        self._encoded: dict[str, _Waiting] = {}
-        _check_shared_videos(sequences)
+        self._patches = patches
+        self._encoded: dict[str, EncodedVideo] = {}
 
-    def encode(self, pack: Several[Sequence]) -> list[EncodedVideo]:
-        """The videos of the pack's sequences, on the model's device; notes the time that each answer has to bear."""
+    def encode(self, pack: Several[Sequence], waiting: Iterable[Sequence]) -> list[EncodedVideo]:
+        """The videos of the pack's sequences, on the model's device.
+
+        The time that a video takes is borne by those sequences of the pack and of the `waiting` ones
+        that show it. Raises EncodeError if the vision tower fails.
+        """
         new = {s.video: s.request.frames for s in pack if s.video not in self._encoded}
         brought = {video: frames for video, frames in new.items() if isinstance(frames, EncodedVideo)}
         raw = {video: frames for video, frames in new.items() if not isinstance(frames, EncodedVideo)}
-        encoded = encode_frames(self._family, list(raw.values()), self._with_attention)
-        for video, entry in zip(raw, encoded, strict=True):
-            self._encoded[video] = _Waiting(entry, self._users[video])
-        for video, entry in brought.items():
-            self._encoded[video] = _Waiting(self._bring(entry), self._users[video])
-        videos: list[EncodedVideo] = []
-        for sequence in pack:
-            waiting = self._encoded[sequence.video]
-            sequence.vision_ms = waiting.video.vision_ms / self._users[sequence.video]
-            videos.append(waiting.video)
-            waiting.prompts -= 1
-            if not waiting.prompts:
-                del self._encoded[sequence.video]
-        return videos
+        encoded = encode_frames(self._family, list(raw.values()), self._with_attention, self._patches)
+        self._encoded |= dict(zip(raw, encoded, strict=True))
+        self._encoded |= {video: self._bring(frames) for video, frames in brought.items()}
+        if raw:
+            self._divide_time(set(raw), chain(pack, waiting))
+        return [self._encoded[sequence.video] for sequence in pack]
+
+    def __contains__(self, video: str) -> bool:
+        """Whether a video is here, encoded."""
+        return video in self._encoded
+
+    def retain(self, waiting: Iterable[Sequence]) -> None:
+        """Free all videos but those of the `waiting` sequences."""
+        wanted = {sequence.video for sequence in waiting}
+        self._encoded = {video: tokens for video, tokens in self._encoded.items() if video in wanted}
+
+    def _divide_time(self, videos: set[str], sequences: Iterable[Sequence]) -> None:
+        users: dict[str, list[Sequence]] = {}
+        for sequence in sequences:
+            if sequence.video in videos:
+                users.setdefault(sequence.video, []).append(sequence)
+        for video, sharing in users.items():
+            for sequence in sharing:
+                sequence.vision_ms = self._encoded[video].vision_ms / len(sharing)
 
     def _bring(self, video: EncodedVideo) -> EncodedVideo:
         """A video of the caller's, as the model needs it; this call has spent no time on it."""
@@ -70,36 +73,20 @@ class VideoEncoder:
 
 
 def encode_frames(
-    family: Family, videos: Several[np.ndarray | torch.Tensor], with_attention: bool
+    family: Family, videos: Several[np.ndarray | torch.Tensor], with_attention: bool, patches: int
 ) -> list[EncodedVideo]:
     """Run the vision tower over uint8 videos [T, H, W, 3]; EncodeError if it fails for want of anything but memory."""
     if not videos:
         return []
     watch = Stopwatch(family.decoder.device)
     try:
-        encoded = encode_videos(family, videos, with_attention)
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
+        encoded = encode_videos(family, videos, with_attention, patches)
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise EncodeError(str(error)) from error
     times = shares(watch.lap(), [tokens.shape[0] for tokens, _ in encoded])
     return [
         EncodedVideo(tokens, int(frames.shape[0]), attention, ms, (int(frames.shape[1]), int(frames.shape[2])))
         for frames, (tokens, attention), ms in zip(videos, encoded, times, strict=True)
     ]
-
-
-def _check_shared_videos(sequences: Several[Sequence]) -> None:
-    first: dict[str, Sequence] = {}
-    for sequence in sequences:
-        other = first.setdefault(sequence.video, sequence)
-        if _shape(sequence) != _shape(other):
-            raise ValueError(
-                f"request {sequence.number}: video_key {sequence.request.video_key!r} stands for frames "
-                f"of another shape in request {other.number}"
-            )
-
-
-def _shape(sequence: Sequence) -> tuple[int, ...]:
-    frames = sequence.request.frames
-    return tuple(frames.tokens.shape if isinstance(frames, EncodedVideo) else frames.shape)

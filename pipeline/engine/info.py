@@ -11,6 +11,7 @@ import torch
 from pipeline.engine.checkpoint import Checkpoint
 from pipeline.engine.errors import ModelError
 from pipeline.engine.families import family_of
+from pipeline.engine.quantization import QuantizationName, check_quantization
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
@@ -23,8 +24,10 @@ class ModelInfo:
     """A model as results and plans record it.
 
     `model_hash` is the sha256 (hex) over weight, config and tokenizer files. `default_frames` is
-    the number of frames that the model was trained for, `tokens_per_frame` the video tokens of each,
-    `calibration` the model's own calibration file (None: it has none).
+    the number of frames that the model was trained for, `tokens_per_frame` the video tokens of each
+    at most, `frames_per_step` how many of them become one frame of the token grid together,
+    `calibration` the model's own calibration file (None: it has none); `quantization` the form of the
+    language model's weights.
     """
 
     name: str
@@ -39,18 +42,24 @@ class ModelInfo:
     max_positions: int
     tokens_per_frame: int
     calibration: Path | None
+    quantization: str = "none"
+    frames_per_step: int = 1
 
 
-def model_info(source: str, device: DeviceName = "auto", dtype: DtypeName = "auto") -> ModelInfo:
+def model_info(
+    source: str, device: DeviceName = "auto", dtype: DtypeName = "auto", quantization: QuantizationName = "none"
+) -> ModelInfo:
     """Describe the model that `VideoLLM.load` would load with the same arguments; ModelError as there.
 
     Reads the whole folder once, for the hash.
     """
     chosen = choose_device(device)
-    return describe(Checkpoint.open(source), choose_dtype(dtype, chosen), chosen)
+    chosen_dtype = choose_dtype(dtype, chosen)
+    check_quantization(quantization, chosen_dtype, chosen)
+    return describe(Checkpoint.open(source), chosen_dtype, chosen, quantization)
 
 
-def describe(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> ModelInfo:
+def describe(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, quantization: str = "none") -> ModelInfo:
     """The description of a checkpoint on a device."""
     family = family_of(checkpoint)
     sizes = family.sizes(checkpoint)
@@ -67,6 +76,8 @@ def describe(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -
         max_positions=sizes.max_positions,
         tokens_per_frame=sizes.tokens_per_frame,
         calibration=checkpoint.calibration,
+        quantization=quantization,
+        frames_per_step=sizes.frames_per_step,
     )
 
 

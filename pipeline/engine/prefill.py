@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence as Several
+from itertools import accumulate
 
 import torch
 
-from pipeline.engine.attention import cached_attention, causal_attention, last_token_attention
+from pipeline.engine.attention import received_attention
+from pipeline.engine.attention_varlen import varlen_attention
+from pipeline.engine.decisions import Decision, accept, decide, input_view, parting_layer, stage_at, view
 from pipeline.engine.encoded import EncodedVideo
 from pipeline.engine.families import Family
 from pipeline.engine.kv_cache import KVCache
-from pipeline.engine.packed import Packed, Span
+from pipeline.engine.kv_retention import JUDGES, retained_entries
+from pipeline.engine.packed import Packed, Span, Stretch, head, tail
+from pipeline.engine.prefix import Live, Prefix, PrefixStore
 from pipeline.engine.sequence import Sequence
 from pipeline.engine.stopwatch import Stopwatch, shares
-from pruning import Kept, Pruner, VideoTokens
+from pipeline.engine.upload import upload
+from pruning import Pruner, VideoTokens
+
+# One tensor [n, heads, head size] for each sequence of a pack.
+_Heads = Several[torch.Tensor]
 
 
 class Prefill:
@@ -21,19 +30,28 @@ class Prefill:
 
     Stage 0 prunes the video tokens before the first layer; each later stage after the attention
     and before the MLP of its layer, which therefore caches keys and values at the length before.
+    A prefix that sequences share goes through the layers by itself, first and once; in the pack they
+    are then only what follows the video, until a stage looks at their prompts and they part.
     """
 
     def __init__(
-        self, family: Family, pruner: Pruner, sequences: list[Sequence], cache: KVCache, first_row: int
+        self,
+        family: Family,
+        pruner: Pruner,
+        sequences: list[Sequence],
+        cache: KVCache,
+        first_row: int,
+        prefixes: PrefixStore | None = None,
     ) -> None:
-        """The sequences take the cache's rows from `first_row` on."""
+        """The sequences take the cache's rows from `first_row` on; `prefixes` are what other passes have left."""
         self._family = family
         self._decoder = family.decoder
         self._pruner = pruner
         self._sequences = sequences
         self._cache = cache
         self._first_row = first_row
-        self._states: list[Any] = [None] * len(sequences)
+        self._prefixes = PrefixStore(pruner) if prefixes is None else prefixes
+        self._last = family.decoder.shape.layers - 1
         self._watch = Stopwatch(family.decoder.device)
         self._prefill_ms = 0.0
         self._prune_ms = 0.0
@@ -41,146 +59,143 @@ class Prefill:
     def run(self, videos: list[EncodedVideo]) -> torch.Tensor:
         """Logits float32 [B, vocabulary] after the prompts; `videos` are the sequences' unpruned tokens."""
         packed = self._pack(videos)
-        last = self._decoder.shape.layers - 1
-        for layer in range(last):
+        for layer in range(self._last):
             self._run_layer(layer, packed)
-        if any(sequence.tracer and last in sequence.plan.layers[1:] for sequence in self._sequences):
-            self._run_layer(last, packed)  # whoever leaves here changes no answer, but belongs into the trace
-            logits = self._decoder.logits(packed.hidden[packed.last_rows()])
+        if any(self._is_last_traced(sequence) for sequence in self._sequences):
+            self._run_layer(self._last, packed)
+            logits = self._decoder.logits(packed.hidden[packed.last_rows([1] * len(packed.spans))])
         else:
             logits = self._run_last_layer(packed)
         self._attribute_times()
         return logits
 
     def _pack(self, videos: list[EncodedVideo]) -> Packed:
-        """Prune at the input and put the prompts around what is left."""
-        kept = self._decide(0, {number: self._input(number, video) for number, video in enumerate(videos)})
+        """Prune at the input, prefill what is shared, and lay the sequences, or what is left of them, end to end."""
+        sequences = self._sequences
+        keys, prefixes = self._prefixes.take(sequences)
+        new = [n for n, key in enumerate(keys) if key is None or (key not in prefixes and keys.index(key) == n)]
+        inputs = {n: input_view(self._family, self._pruner, sequences[n], videos[n]) for n in new}
+        decisions = self._decide(0, {n: sequences[n] for n in new}, inputs)
+        for number, decision in decisions.items():
+            if (key := keys[number]) is not None:
+                prefixes[key] = self._prefill_prefix(sequences[number], videos[number], decision)
+                self._prefixes.keep(key, prefixes[key])
+
         spans: list[Span] = []
-        hidden: list[torch.Tensor] = []
-        positions: list[torch.Tensor] = []
-        start = 0
-        for number, sequence in enumerate(self._sequences):
-            before, after = self._family.embed_prompt(sequence.prompt)
-            index = kept[number].keep
-            values = kept[number].values
-            video = videos[number].tokens[index] if values is None else values
-            hidden += (before, video, after)
-            position = self._family.positions(sequence.prompt, sequence.grid)
-            first, end = before.shape[0], before.shape[0] + sequence.grid.tokens
-            positions += (position[..., :first], position[..., first:end][..., index], position[..., end:])
-            spans.append(Span(start, before.shape[0], video.shape[0], after.shape[0], index))
-            start += spans[-1].length
-        return Packed(torch.cat(hidden), self._decoder.rope(torch.cat(positions, dim=-1)), spans)
+        stretches: list[Stretch] = []
+        for number, sequence in enumerate(sequences):
+            if (key := keys[number]) is not None:
+                prefix = prefixes[key]
+                spans.append(Span.behind(sequence, prefix))
+                for decision in prefix.decisions if number not in decisions else ():
+                    accept(self._pruner, sequence, decision)
+            else:
+                spans.append(Span.around(sequence, decisions[number].kept))
+                stretches.append(head(self._family, sequence, videos[number], decisions[number].kept))
+            stretches.append(tail(self._family, sequence))
+        return Packed.lay(self._decoder, stretches, spans)
+
+    def _prefill_prefix(self, sequence: Sequence, video: EncodedVideo, first: Decision) -> Prefix:
+        """What this sequence shares with others, from the decision at the input on."""
+        span = Span.around(sequence, first.kept, has_tail=False)
+        packed = Packed.lay(self._decoder, [head(self._family, sequence, video, first.kept)], [span])
+        prefix = Prefix(span.before)
+        prefix.note(first)
+        parting = parting_layer(self._pruner, sequence)
+        for layer in range(self._last + 1):
+            if layer == self._last and not self._is_last_traced(sequence):
+                # nothing reads the tokens themselves any more
+                normed = self._decoder.attention_input(layer, packed.hidden)
+                prefix.cache(*self._decoder.keys_values(layer, normed, packed.rope))
+                break
+            queries, keys, values = self._attend(layer, packed)
+            prefix.cache(keys[0], values[0])
+            if layer == parting:
+                prefix.end = Live(packed.hidden, packed.rope, span.index, span.state)
+                break
+            for decision in self._prune(layer, packed, queries, keys):
+                prefix.note(decision)
+            del queries, keys, values  # room for the MLP
+            packed.hidden = self._decoder.add_mlp(layer, packed.hidden)
+        return prefix
 
     def _run_layer(self, layer: int, packed: Packed) -> None:
         """One decoder layer over all live tokens, with the stages that start in it."""
+        queries, keys, values = self._attend(layer, packed)
+        self._write_cache(layer, packed, queries, keys, values)
+        packed.part(layer)
+        self._prune(layer, packed, queries, keys)
+        del queries, keys, values  # room for the MLP
+        packed.hidden = self._decoder.add_mlp(layer, packed.hidden)
+
+    def _attend(self, layer: int, packed: Packed) -> tuple[_Heads, _Heads, _Heads]:
+        """Add a layer's attention; returns the queries in the pack, and all keys and values, of each sequence."""
         decoder = self._decoder
         normed = decoder.attention_input(layer, packed.hidden)
         query = decoder.queries(layer, normed, packed.rope)
-        key, value = decoder.keys_values(layer, normed, packed.rope)
-        self._write_cache(layer, packed, key, value)
-        attended = causal_attention(query, key, value, packed.lengths)
+        key, value, lengths = packed.whole(layer, *decoder.keys_values(layer, normed, packed.rope))
+        attended = varlen_attention(query, key, value, packed.lengths, lengths).flatten(1)
         packed.hidden = decoder.add_attention(layer, packed.hidden, attended)
-        if layer > 0:
-            self._prune_layer(layer, packed, query, key)
-        packed.hidden = decoder.add_mlp(layer, packed.hidden)
+        return query.split(packed.lengths), key.split(lengths), value.split(lengths)
+
+    def _is_last_traced(self, sequence: Sequence) -> bool:
+        """Whether who leaves in the last layer, which changes no answer, has to be known for a trace."""
+        return sequence.tracer is not None and self._last in sequence.plan.layers[1:]
 
     def _run_last_layer(self, packed: Packed) -> torch.Tensor:
         """The last layer and the logits: keys and values of all tokens, the rest for the last ones only.
 
         Nothing reads the other tokens any more, so a stage that starts here has nothing to do.
         """
-        decoder = self._decoder
-        layer = decoder.shape.layers - 1
+        decoder, layer = self._decoder, self._last
         normed = decoder.attention_input(layer, packed.hidden)
-        key, value = decoder.keys_values(layer, normed, packed.rope)
-        self._write_cache(layer, packed, key, value)
-        last = packed.last_rows()
-        query = decoder.queries(layer, normed[last], packed.rope.select(last))
-        attended = [
-            cached_attention(
-                query[b, None], key[span.rows].transpose(0, 1)[None], value[span.rows].transpose(0, 1)[None]
-            )
-            for b, span in enumerate(packed.spans)
-        ]
-        hidden = decoder.add_attention(layer, packed.hidden[last], torch.cat(attended))
+        key, value, lengths = packed.whole(layer, *decoder.keys_values(layer, normed, packed.rope))
+        # More than the last token are asked only where the cache is to keep what they attend to.
+        asked = [min(span.after, JUDGES) if span.sequence.kv_retention < 1 else 1 for span in packed.spans]
+        rows = packed.last_rows(asked)
+        query = decoder.queries(layer, normed[rows], packed.rope.select(rows))
+        attended = varlen_attention(query, key, value, asked, lengths).flatten(1)
+        self._write_cache(layer, packed, query.split(asked), key.split(lengths), value.split(lengths))
+        last = upload([end - 1 for end in accumulate(asked)], rows.device)
+        hidden = decoder.add_attention(layer, packed.hidden[rows[last]], attended[last])
         return decoder.logits(decoder.add_mlp(layer, hidden))
 
-    def _write_cache(self, layer: int, packed: Packed, key: torch.Tensor, value: torch.Tensor) -> None:
-        """Keys and values, [S, KV heads, head size], into the sequences' rows."""
-        for number, span in enumerate(packed.spans):
-            self._cache.write(layer, self._first_row + number, key[span.rows], value[span.rows])
+    def _write_cache(self, layer: int, packed: Packed, queries: _Heads, keys: _Heads, values: _Heads) -> None:
+        """What the cache keeps of a layer's keys and values, into the sequences' rows."""
+        for number, (span, query, key, value) in enumerate(zip(packed.spans, queries, keys, values, strict=True)):
+            sequence = span.sequence
+            if sequence.kv_retention < 1:
+                count = sequence.cached_tokens[layer] - sequence.text_tokens
+                entries = retained_entries(query, key, len(sequence.prompt.before), span.after, count)
+                key, value = key[entries], value[entries]
+            self._cache.write(layer, self._first_row + number, key, value)
 
-    def _prune_layer(self, layer: int, packed: Packed, query: torch.Tensor, key: torch.Tensor) -> None:
+    def _prune(self, layer: int, packed: Packed, queries: _Heads, keys: _Heads) -> list[Decision]:
         """Prune those sequences whose plan starts a stage at this layer and keeps fewer tokens than live."""
         stages: dict[int, list[int]] = {}
-        for number, (sequence, span) in enumerate(zip(self._sequences, packed.spans, strict=True)):
-            plan = sequence.plan
-            if layer in plan.layers and plan.counts[plan.layers.index(layer)] < span.video:
-                stages.setdefault(plan.layers.index(layer), []).append(number)
-        kept: dict[int, Kept] = {}
+        for number, span in enumerate(packed.spans):
+            if (stage := stage_at(span.sequence, layer, span.video)) is not None:
+                stages.setdefault(stage, []).append(number)
+        decisions: dict[int, Decision] = {}
         for stage, numbers in stages.items():
-            views = {}
+            views: dict[int, VideoTokens] = {}
             for number in numbers:
                 span = packed.spans[number]
-                views[number] = self._view(number, packed.hidden[span.video_rows], span.index)
+                views[number] = view(span.sequence, packed.hidden[span.video_rows], span.index, span.state)
                 if self._pruner.needs.last_token_attention:
-                    views[number].attention = _video_attention(span, query, key)
-            kept |= self._decide(stage, views)
-        if kept:
-            packed.keep(kept)
+                    received = received_attention(queries[number][-1:], keys[number])
+                    views[number].attention = received[span.before : span.before + span.video]
+            decisions |= self._decide(stage, {n: packed.spans[n].sequence for n in numbers}, views)
+        if decisions:
+            packed.keep(decisions)
+        return list(decisions.values())
 
-    def _view(self, number: int, hidden: torch.Tensor, index: torch.Tensor) -> VideoTokens:
-        """A sequence's live video tokens as the pruner sees them."""
-        sequence = self._sequences[number]
-        return VideoTokens(
-            grid=sequence.grid,
-            plan=sequence.plan,
-            hidden=hidden,
-            index=index,
-            seed=sequence.request.seed,
-            is_traced=sequence.tracer is not None,
-            state=self._states[number],
-        )
-
-    def _input(self, number: int, video: EncodedVideo) -> VideoTokens:
-        """A sequence's video tokens before the first layer, with what the pruner needs beside them."""
-        view = self._view(number, video.tokens, torch.arange(video.tokens.shape[0], device=video.tokens.device))
-        if self._pruner.needs.encoder_attention:
-            view.encoder_attention = video.attention
-        if self._pruner.needs.prompt:
-            view.prompt = self._family.embed_user_prompt(self._sequences[number].request.prompt)
-        return view
-
-    def _decide(self, stage: int, views: dict[int, VideoTokens]) -> dict[int, Kept]:
-        """Ask the pruner about the videos of some sequences, by their number, and hold it to its plans."""
+    def _decide(self, stage: int, sequences: dict[int, Sequence], views: dict[int, VideoTokens]) -> dict[int, Decision]:
+        """Ask the pruner about the videos of some sequences, by their number in the pack, and take the time."""
         self._prefill_ms += self._watch.lap()
-        videos = list(views.values())
-        decisions = self._pruner.prune_layer(stage, videos) if stage else self._pruner.prune_input(videos)
-        for (number, view), decision in zip(views.items(), decisions, strict=True):
-            self._accept(stage, self._sequences[number], view.index, decision)
-            self._states[number] = decision.state
+        decisions = decide(self._pruner, stage, list(sequences.values()), list(views.values())) if views else []
         self._prune_ms += self._watch.lap()
         return dict(zip(views, decisions, strict=True))
-
-    def _accept(self, stage: int, sequence: Sequence, index: torch.Tensor, decision: Kept) -> None:
-        """Take a decision on the live tokens `index` over into the sequence; RuntimeError if it breaks the plan."""
-        if decision.plan is not None:
-            try:
-                sequence.revise(stage, decision.plan)
-            except ValueError as error:
-                raise RuntimeError(
-                    f"pruner {self._pruner.name!r} revised its plan at stage {stage}: {error}"
-                ) from error
-        if decision.keep.shape[0] != sequence.plan.counts[stage]:
-            raise RuntimeError(
-                f"pruner {self._pruner.name!r} kept {decision.keep.shape[0]} tokens at stage {stage}, "
-                f"its plan says {sequence.plan.counts[stage]}"
-            )
-        if decision.segment_starts is not None:
-            sequence.segments = len(decision.segment_starts)
-        if sequence.tracer is not None:
-            sequence.tracer.note(sequence.plan.layers[stage], index, decision)
 
     def _attribute_times(self) -> None:
         """Divide the pass's time among its sequences: pruning by N, the rest by tokens over all layers."""
@@ -190,9 +205,3 @@ class Prefill:
         for sequence, prune, rest in zip(self._sequences, prune_ms, prefill_ms, strict=True):
             sequence.prune_ms += prune
             sequence.prefill_ms += rest
-
-
-def _video_attention(span: Span, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """The last prompt token's attention to a sequence's live video tokens, float32 [video]."""
-    attention = last_token_attention(query[span.rows][-1], key[span.rows])
-    return attention[span.before : span.before + span.video]

@@ -32,9 +32,9 @@ class Request:
     drives sampling and random pruning. `retention` in (0, 1] overrides that of the pruning config.
     `temperature` 0 is greedy; `top_p` keeps the smallest set of tokens whose probability reaches it.
     An answer ends before the first of the strings `stop` that it would contain. `forced_token_ids`
-    are the answer, word for word, whatever the model would have said (teacher forcing): the answer
-    tells how likely they were, and their number takes the place of `max_new_tokens`. `is_traced`
-    asks for `Answer.trace`.
+    are the answer, word for word, whatever the model would have said and whatever `stop` says (teacher
+    forcing): the answer tells how likely they were, and their number takes the place of
+    `max_new_tokens`. `is_traced` asks for `Answer.trace`.
     """
 
     frames: np.ndarray | torch.Tensor | EncodedVideo
@@ -74,7 +74,8 @@ class AnswerStats:
     up to the next stage. `retention_*` are means over the decoder layers; `flops_ratio` and
     `kv_ratio` compare the language model's prefill and its cache with the unpruned ones. Times are
     milliseconds, attributed: over the answers of a call they sum to the time spent. `prefill_ms`
-    excludes `prune_ms`.
+    excludes `prune_ms`. `peak_memory_mb` (MiB) is the most that the call had in use so far, weights
+    included: what torch allocated on CUDA, else the whole process; None where the system does not say.
     """
 
     video_tokens: int
@@ -91,6 +92,7 @@ class AnswerStats:
     prune_ms: float
     prefill_ms: float
     generate_ms: float
+    peak_memory_mb: float | None = None
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,11 @@ def check_request(request: Request, name: str) -> None:
         raise ValueError(f"{name}: temperature must be 0 or more, not {request.temperature}")
     if not 0.0 < request.top_p <= 1.0:
         raise ValueError(f"{name}: top_p must be in (0, 1], not {request.top_p}")
+    is_list = isinstance(request.stop, tuple | list)
+    if not is_list or not all(isinstance(string, str) and string for string in request.stop):
+        raise ValueError(f"{name}: stop must be a list of strings that are not empty, not {request.stop!r}")
+    if request.time_instruction and (request.frame_times_s is None or request.duration_s is None):
+        raise ValueError(f"{name}: time_instruction needs frame_times_s and duration_s")
     if request.forced_token_ids is not None and len(request.forced_token_ids) < 1:
         raise ValueError(f"{name}: forced_token_ids must hold at least one token")
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+_NUMBERS_AT_ONCE = 2**22  # of the sorted distributions, float64: some 32 MiB for each of a handful of tensors
+
 
 class Sampler:
     """How one sequence picks its tokens; `temperature` 0 is greedy."""
@@ -24,11 +26,12 @@ class Sampler:
 def choose_tokens(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[int]:
     """One token id a row of `logits`, float32 [B, vocabulary]."""
     tokens = logits.argmax(dim=-1)
-    rows = [row for row, sampler in enumerate(samplers) if sampler.temperature > 0]
-    if rows:
-        drawn = [samplers[row] for row in rows]
+    drawn = [row for row, sampler in enumerate(samplers) if sampler.temperature > 0]
+    at_once = max(1, _NUMBERS_AT_ONCE // logits.shape[1])
+    for first in range(0, len(drawn), at_once):
+        rows = drawn[first : first + at_once]
         where = torch.tensor(rows, device=logits.device)
-        tokens[where] = _sample(logits[where], drawn)
+        tokens[where] = _sample(logits[where], [samplers[row] for row in rows])
     return tokens.tolist()
 
 
@@ -47,5 +50,6 @@ def _sample(logits: torch.Tensor, samplers: Sequence[Sampler]) -> torch.Tensor:
     mass = torch.where(inside, probabilities, 0.0).sum(dim=-1, keepdim=True)
     target = column([s.draw() for s in samplers]) * mass
     index = torch.searchsorted(reached, target, right=True)
-    index = torch.minimum(index, inside.sum(dim=-1, keepdim=True) - 1)
+    # logits that are no numbers leave nothing inside: such a row takes any token and no other row suffers
+    index = torch.minimum(index, inside.sum(dim=-1, keepdim=True) - 1).clamp_(min=0)
     return order.gather(1, index)[:, 0]

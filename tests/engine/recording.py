@@ -6,7 +6,7 @@ from unittest.mock import patch
 
 import torch
 
-from pipeline.engine import Answer, Request, VideoLLM, decode, llm
+from pipeline.engine import Answer, Request, VideoLLM, decode, llm, scheduler
 from pruning import Kept, Pruner, PruningConfig, StagePlan, make_pruner
 
 
@@ -61,16 +61,17 @@ def answer_traced(
     traces = {request.seed: Trace() for request in requests}
     assert len(traces) == len(requests)
     sampler_of: dict[int, Trace] = {}
-    generate, choose = decode.generate, decode.choose_tokens
+    prefill, choose = scheduler.prefill, decode.choose_tokens
 
-    def traced_generate(family, sequences, cache, logits):
-        for row, sequence in enumerate(sequences):
+    def traced_prefill(family, pruner, pack, videos, prefixes):
+        cache, logits = prefill(family, pruner, pack, videos, prefixes)
+        for row, sequence in enumerate(pack):
             trace = traces[sequence.request.seed]
             sampler_of[id(sequence.sampler)] = trace
             trace.plan = sequence.plan
             layers = range(family.decoder.shape.layers)
             trace.cache = [tuple(part.clone() for part in cache.entries(layer, row)) for layer in layers]
-        generate(family, sequences, cache, logits)
+        return cache, logits
 
     def traced_choose(logits, samplers):
         for row, sampler in zip(logits, samplers, strict=True):
@@ -78,7 +79,7 @@ def answer_traced(
         return choose(logits, samplers)
 
     with (
-        patch.object(llm, "generate", traced_generate),
+        patch.object(scheduler, "prefill", traced_prefill),
         patch.object(decode, "choose_tokens", traced_choose),
         patch.object(llm, "make_pruner", lambda config: RecordingPruner(pruner or make_pruner(config), traces)),
     ):

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.engine import EncodeError, PromptTooLongError, Request, VideoLLM, batching, vision
+from pipeline.engine import EncodeError, ModelError, PromptTooLongError, Request, VideoLLM, scheduler, vision
 from pipeline.engine.admission import admit
+from pipeline.engine.memory import MemoryPlan
 from pruning import PruningConfig, make_pruner
 from tests.engine.recording import answer_traced
 from tests.engine.videos import make_video
@@ -33,7 +34,7 @@ def test_an_answer_ends_at_the_end_token_or_at_its_length(llm, grouped_folder, t
     first = full.token_ids.index(end)
     assert answer.finish_reason == "stop"
     assert answer.token_ids == full.token_ids[: first + 1]
-    assert answer.text == llm._family.decode_text(full.token_ids[:first])
+    assert answer.text == llm._family.decode_text(full.token_ids[:first]).strip()
     assert stopping.answer([ask(max_new_tokens=first + 1)], HALF)[0].finish_reason == "stop"
 
 
@@ -123,9 +124,9 @@ def test_a_shared_video_is_encoded_once_and_answered_the_same(llm, monkeypatch):
 def test_small_batches_and_packs_change_nothing(llm, monkeypatch):
     requests = [ask(2 + i % 4, f"question {i}", seed=i, video_key=f"v{i % 4}") for i in range(9)]
     whole = llm.answer(requests, HALF)
-    monkeypatch.setattr(batching, "_PREFILL_TOKENS", 130)
-    monkeypatch.setattr(batching, "_MAX_BATCH", 4)
-    monkeypatch.setattr(vision, "_PATCHES_CPU", 3 * 64)
+    little = dataclasses.replace(MemoryPlan.of(llm._family.decoder), prefill_tokens=130, patches=3 * 64)
+    monkeypatch.setattr(llm, "_plan_memory", lambda: little)
+    monkeypatch.setattr(scheduler, "_MAX_ROWS", 4)
     monkeypatch.setattr(vision, "_SOURCE_BYTES", 15_000)
     cut = llm.answer(requests, HALF)
     assert [a.token_ids for a in cut] == [a.token_ids for a in whole]
@@ -146,10 +147,6 @@ def test_no_requests_no_answers(llm):
     assert llm.answer([], HALF) == []
 
 
-def test_requests_may_come_from_an_iterator(llm):
-    assert len(llm.answer((ask(n) for n in (1, 2)), HALF)) == 2
-
-
 def test_a_prompt_beyond_the_trained_positions_is_refused(llm):
     limit = llm.info.max_positions
     [answer] = llm.answer([ask(1)], HALF)
@@ -158,6 +155,30 @@ def test_a_prompt_beyond_the_trained_positions_is_refused(llm):
         llm.answer([ask(1), ask(1, max_new_tokens=room + 1)], HALF)
     admitted = admit(llm._family, make_pruner(HALF), 0, ask(1, max_new_tokens=room), 0.5)
     assert admitted.next_position == limit - room
+
+
+def test_longer_sequences_than_trained_are_answered_where_that_is_allowed(llm, grouped_folder):
+    limit = llm.info.max_positions
+    long = ask(1, forced_token_ids=(3,), prompt="x" * limit)
+    with pytest.raises(PromptTooLongError):
+        llm.answer([long], HALF)
+    wide = VideoLLM.load(grouped_folder, device="cpu", max_positions=2 * limit)
+    [answer] = wide.answer([long], HALF)
+    assert answer.stats.prompt_tokens > limit
+    with pytest.raises(PromptTooLongError, match=f"exceed the {2 * limit} positions"):
+        wide.answer([dataclasses.replace(long, prompt="x" * 2 * limit)], HALF)
+    with pytest.raises(ModelError, match="max_positions must be at least 1, not 0"):
+        VideoLLM.load(grouped_folder, device="cpu", max_positions=0)
+
+
+def test_kv_ratio_counts_what_is_cached(llm):
+    requests = [ask(6), ask(3, seed=1)]
+    for kv_retention in (1.0, 0.4):
+        answers, traces = answer_traced(llm, requests, PruningConfig(retention=0.5, kv_retention=kv_retention))
+        for answer, trace in zip(answers, traces, strict=True):
+            entries = sum(keys.shape[1] for keys, _ in trace.cache)
+            whole = len(trace.cache) * (answer.stats.video_tokens + answer.stats.prompt_tokens)
+            assert answer.stats.kv_ratio == pytest.approx(entries / whole)
 
 
 @pytest.mark.parametrize(
@@ -177,6 +198,11 @@ def test_a_prompt_beyond_the_trained_positions_is_refused(llm):
         ({"temperature": -1.0}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
         ({"top_p": 0.0}, "top_p"),
+        ({"time_instruction": True}, "time_instruction needs frame_times_s and duration_s"),
+        (
+            {"time_instruction": True, "frame_times_s": (0.0, 1.0, 2.0, 3.0, 4.0), "duration_s": 5.0},
+            "time_instruction: LlavaOnevisionForConditionalGeneration was trained without",
+        ),
     ],
 )
 def test_senseless_requests_are_refused_before_any_work(llm, monkeypatch, changes, message):
