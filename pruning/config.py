@@ -103,7 +103,9 @@ class PruningConfig(BaseModel):
         "exact", description="exact: the mean share is solved for after clipping; author: it is the stage's share"
     )
     max_block: int | None = Field(
-        1024, ge=2, description="a whole number from 2: longest run of tokens selected together; null: whole segments"
+        1024,
+        ge=2,
+        description="a whole number from 2: most tokens selected together; null: whole segments, up to 8192",
     )
     projection: int | None = Field(
         None, ge=1, description="a whole number from 1: dimensions that features are projected to for dpp; null: none"

@@ -21,6 +21,7 @@ def greedy_map(
     sizes: Sequence[int] | None = None,
     relevance: torch.Tensor | None = None,
     epsilon: float = 1e-6,
+    may_overwrite: bool = False,
 ) -> torch.Tensor:
     """Choose `counts[b]` diverse items from each kernel; True where chosen, [B, n] bool.
 
@@ -35,6 +36,7 @@ def greedy_map(
     the kernel once, as one matrix product (a pivoted Cholesky factorization by panels). So a step
     reads one row of the kernel and a panel, not all factors so far.
     Rows in descending order of counts cost least: finished ones at the end are left out.
+    With `may_overwrite` no copy of the kernel is made, which is good for nothing afterwards.
     """
     batch, n, _ = kernel.shape
     device = kernel.device
@@ -44,8 +46,8 @@ def greedy_map(
     diagonal = kernel.diagonal(dim1=1, dim2=2)
     gains = diagonal.masked_fill(padding, -torch.inf)
     stop = (epsilon * gains.amax(1)).clamp_min(torch.finfo(kernel.dtype).tiny)
-    taken = _take(kernel.contiguous(), gains, stop, wanted, _rows_by_step(counts), sizes) & ~padding
-    fill_by = diagonal if relevance is None else relevance
+    fill_by = diagonal.clone() if relevance is None else relevance
+    taken = _take(kernel.contiguous(), gains, stop, wanted, _rows_by_step(counts), sizes, may_overwrite) & ~padding
     order = fill_by.masked_fill(taken | padding, -torch.inf).argsort(dim=1, descending=True, stable=True)
     place = torch.empty_like(order).scatter_(1, order, torch.arange(n, device=device).expand(batch, n))
     return taken | (place < wanted.unsqueeze(1) - taken.sum(1, keepdim=True))
@@ -66,8 +68,9 @@ def _take(
     wanted: torch.Tensor,
     rows: Sequence[int],
     sizes: Sequence[int],
+    may_overwrite: bool,
 ) -> torch.Tensor:
-    """The items that the recursion takes and the padding, [B, n] bool. `kernel` is not changed.
+    """The items that the recursion takes and the padding, [B, n] bool; `kernel` changes only if it `may_overwrite`.
 
     `gains` is [B, n], d² at first and −inf for padding; `stop` and `wanted` are [B], the least d² to
     take and the most items; `rows` says how many rows each step treats. Nothing waits for a CUDA device.
@@ -77,7 +80,7 @@ def _take(
     fused = can_fuse(kernel)
     # One panel size, so that one Triton kernel serves all counts; a CPU would feel the memory it leaves unused.
     steps = PANEL if fused else min(PANEL, len(rows))
-    is_own = False  # whether `left` is a copy that may be changed
+    is_own = may_overwrite  # whether `left` may be changed
     left, panel = kernel, kernel.new_zeros(gains.shape[0], steps, gains.shape[1])
     for first in range(0, len(rows), PANEL):
         active = rows[first]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
+
+from pruning.vectors import numbers_at_once
 
 
 @dataclass(frozen=True)
@@ -50,5 +53,27 @@ def merge_repeats(
     # Sorted by head, runs lie one after the other: one bag each, summed in time order, which no
     # atomic addition would keep.
     run, members = into.sort(stable=True)
-    values = F.embedding_bag(members, hidden.float(), torch.searchsorted(run, rows), mode="mean")
-    return Merged(rows, values.to(hidden.dtype), into)
+    return Merged(rows, _run_means(hidden, members, torch.searchsorted(run, rows)), into)
+
+
+def _run_means(hidden: torch.Tensor, members: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
+    """Plain means [n, d] of runs of the rows of `hidden` [N, d], taken in float32, in hidden's dtype.
+
+    `members` [N] int64 are rows, run after run, and `starts` [n] where each run begins in them. Other
+    dtypes are widened a few runs at a time, not all N rows together.
+    """
+    total, d = hidden.shape
+    at_once = max(1, numbers_at_once(hidden.device) // d)
+    if hidden.dtype == torch.float32 or total <= at_once:
+        return F.embedding_bag(members, hidden.float(), starts, mode="mean").to(hidden.dtype)
+    means = hidden.new_empty(len(starts), d)
+    # Each piece is the runs that begin in `at_once` members.
+    bounds = torch.searchsorted(starts, torch.arange(0, total, at_once, device=starts.device)).tolist()
+    for first, end in pairwise([*bounds, len(starts)]):
+        own = starts[first:end]
+        if first < end:
+            begin, stop = int(own[0]), total if end == len(starts) else int(starts[end])
+            rows = hidden[members[begin:stop]].float()
+            index = torch.arange(stop - begin, device=rows.device)
+            means[first:end] = F.embedding_bag(index, rows, own - begin, mode="mean")
+    return means

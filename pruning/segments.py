@@ -63,7 +63,7 @@ def segment_video(
     else:
         cuts = sorted(sorted(range(1, grid.frames), key=lambda t: (repeats[t - 1], t))[: segments - 1])
     starts = (0, *cuts)
-    values = marginal_values(_segment_means(tokens if not constants else tokens[:, picture], starts))
+    values = marginal_values(_segment_means(tokens, picture if constants else None, starts))
     return Segmentation(starts, similarity, tuple(values), tuple(standard_scores(values)))
 
 
@@ -99,8 +99,13 @@ def _similarity_to_previous(tokens: torch.Tensor) -> torch.Tensor:
     return similarity
 
 
-def _segment_means(tokens: torch.Tensor, starts: Sequence[int]) -> torch.Tensor:
-    """Mean token of each segment, [S, d] float32, from `tokens` [T, P', d]."""
-    frames = tokens.float().mean(1)
-    index = torch.arange(frames.shape[0], device=frames.device)
+def _segment_means(tokens: torch.Tensor, picture: Sequence[int] | None, starts: Sequence[int]) -> torch.Tensor:
+    """Mean token of each segment, [S, d] float32, over the `picture` positions (None: all) of `tokens` [T, P, d]."""
+    total, positions, d = tokens.shape
+    frames = torch.empty(total, d, device=tokens.device)
+    at_once = max(1, numbers_at_once(tokens.device) // (positions * d))
+    for first in range(0, total, at_once):
+        part = tokens[first : first + at_once]
+        frames[first : first + at_once] = (part if picture is None else part[:, picture]).float().mean(1)
+    index = torch.arange(total, device=frames.device)
     return F.embedding_bag(index, frames, torch.tensor(starts, device=frames.device), mode="mean")

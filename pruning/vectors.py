@@ -22,6 +22,7 @@ def numbers_at_once(device: torch.device) -> int:
     """How many float32 numbers to work on at a time where a large tensor is taken in pieces.
 
     On a CPU 16 MiB stay in its cache, and the C library gives such pieces out again and again, where
-    larger ones would come as fresh pages from the system. A GPU is filled by 1 GiB.
+    larger ones would come as fresh pages from the system. A GPU is filled by 256 MiB, of which several
+    are in use at a time.
     """
-    return 2**22 if device.type == "cpu" else 2**28
+    return 2**22 if device.type == "cpu" else 2**26

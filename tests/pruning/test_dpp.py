@@ -64,6 +64,16 @@ def test_order_of_rows_and_company_do_not_matter():
         assert not together[b, sizes[b] :].any()
 
 
+def test_a_kernel_that_may_be_overwritten_gives_the_same_picks():
+    counts = [100, 3]
+    kernel = gram(features(2, 400, 420, 5))
+    before = kernel.clone()
+    plain = greedy_map(kernel, counts)
+    assert torch.equal(kernel, before)
+    assert torch.equal(greedy_map(kernel, counts, may_overwrite=True), plain)
+    assert not torch.equal(kernel, before)  # or no memory was saved
+
+
 def test_picks_are_nested():
     kernel = gram(features(1, 25, 30, 3))
     masks = [greedy_map(kernel, [count])[0] for count in range(1, 26)]

@@ -96,3 +96,15 @@ def test_long_float16_runs_are_averaged_in_float32():
     merged = merge_repeats(tokens, torch.ones(299, 1), (0,), 1, False)
     assert merged.rows.tolist() == [0]
     assert merged.values.tolist() == [[60000.0]]
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 3, 10, 49])
+@pytest.mark.parametrize("across", [False, True])
+def test_runs_widened_a_few_at_a_time_have_the_same_means(monkeypatch, rows_at_once, across):
+    tokens, grid = scenes([4, 1, 5], 5, noise=0.3, seed=1)
+    tokens = tokens.bfloat16()
+    together = merge(tokens, grid, 12, across)
+    monkeypatch.setattr("pruning.merge.numbers_at_once", lambda device: rows_at_once * tokens.shape[1])
+    piecewise = merge(tokens, grid, 12, across)
+    assert torch.equal(piecewise.rows, together.rows)
+    assert torch.equal(piecewise.values, together.values)

@@ -52,6 +52,7 @@ def test_a_video_taken_in_pieces_is_cut_the_same(monkeypatch):
         pieces = segment_video(tokens, grid, 0.6, 0.4)
         assert pieces.starts == whole.starts
         assert torch.equal(pieces.similarity, whole.similarity)
+        assert pieces.values == whole.values
 
 
 def test_a_share_of_exactly_beta_does_not_cut():

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pruning import select
 from pruning.blocks import Blocks, padded_size
 from pruning.kernels import _matrix, block_kernels, project
 from pruning.select import select_tokens
@@ -40,6 +41,15 @@ def test_long_segments_are_split_evenly():
     edges = [0, 21, 42, 63, 83, 103]
     inside = [int(((keep >= a) & (keep < b)).sum()) for a, b in itertools.pairwise(edges)]
     assert inside == [9, 8, 8, 8, 8]
+
+
+@pytest.mark.parametrize("max_block", [None, 60])
+def test_no_block_is_larger_than_memory_allows(max_block, monkeypatch):
+    args = [tokens(103, 16, 0)], [torch.ones(103)], [[103]], [[41]]
+    (expected,) = select_tokens(*args, 25, 1e-6)
+    monkeypatch.setattr(select, "LARGEST_BLOCK", 25)
+    (keep,) = select_tokens(*args, max_block, 1e-6)
+    assert torch.equal(keep, expected)
 
 
 def test_a_piece_never_keeps_more_than_it_has():
