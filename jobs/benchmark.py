@@ -1,4 +1,4 @@
-"""Measure speed on this machine: `python -m jobs.benchmark pruning [--json FILE]`."""
+"""Measure speed on this machine: `python -m jobs.benchmark pruning` or `engine`, with `--json FILE`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from jobs.benchmark_engine import engine
 from pipeline.benchmark.machine import describe_machine
 from pipeline.benchmark.picks import MARGIN
 from pipeline.benchmark.pruning import MAX_BLOCK, NUM_LAYERS, RETENTIONS, SEGMENTS, Row, benchmark_pruning
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app.command()(engine)
 
 
 @app.callback()
