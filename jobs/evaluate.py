@@ -27,6 +27,9 @@ Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto takes
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="auto: float32 on a CPU, bfloat16 on a GPU")
 ]
+Quantization = Annotated[
+    Literal["none", "int8", "fp8"], typer.Option(help="form of the language model's weights; fp8 on a GPU only")
+]
 First = Annotated[int, typer.Option(min=0, help="index of the first clip in the split")]
 Questions = Annotated[int, typer.Option(min=1, max=5, help="questions a clip")]
 Captions = Annotated[int, typer.Option(min=0, help="how many of the clips get a caption, too")]
@@ -51,6 +54,7 @@ def compare_methods(
     captions: Captions = 0,
     model: Model = "builtin:tiny",
     device: Device = "auto",
+    quantization: Quantization = "none",
     out: Annotated[Path, typer.Option(help="folder of the tables; finished cells in it are not run again")] = Path(
         "out/evaluate/compare"
     ),
@@ -69,9 +73,9 @@ def compare_methods(
 
         variants = [parse_variant(text) for text in method or method_names()]
         retentions = _checked(retention or [0.5, 0.3, 0.2, 0.1])
-        llm = _load(model, device)
+        llm = _load(model, device, quantization)
         entries = compare(
-            Setting(model, device, cache, out / "cells"),
+            Setting(model, device, cache, out / "cells", quantization),
             llm,
             variants,
             ["mean", "flops"] if comparison == "both" else [comparison],
@@ -226,11 +230,13 @@ def _exit_status() -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from error
 
 
-def _load(model: str, device: Literal["auto", "cpu", "cuda"]) -> VideoLLM:
+def _load(
+    model: str, device: Literal["auto", "cpu", "cuda"], quantization: Literal["none", "int8", "fp8"] = "none"
+) -> VideoLLM:
     from pipeline.engine import ModelError, VideoLLM
 
     try:
-        return VideoLLM.load(model, device=device)
+        return VideoLLM.load(model, device=device, quantization=quantization)
     except ModelError as error:
         raise UserError(f"--model {model}: {error}") from error
 

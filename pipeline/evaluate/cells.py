@@ -26,7 +26,7 @@ from pipeline.evaluate.variants import pruner_of
 from pipeline.evaluate.workload import Budget
 from pipeline.prompts import with_options
 from pipeline.tiny.language import caption_f1
-from pruning import PruningConfig
+from pruning import Pruner, PruningConfig
 
 CAPTION = "caption"
 """The kind of the records that hold captions; every other kind is a kind of question."""
@@ -85,7 +85,7 @@ class Cell:
         several comparisons that come to the same tokens are one.
         """
         facts = {
-            "model": [model.model_hash, model.dtype, model.device],
+            "model": [model.model_hash, model.dtype, model.device, model.quantization],
             "config": self.config and self.config.model_dump(mode="json", exclude={"retention"}),
             "plan": asdict(self.budget.plan),
             "clips": asdict(self.clips),
@@ -128,7 +128,7 @@ def _questions(llm: VideoLLM, cell: Cell, clips: Sequence[EncodedClip]) -> Itera
     requests = [
         _request(clip, prompt, MAX_ANSWER_TOKENS, cell) for (clip, _, _), prompt in zip(asked, prompts, strict=True)
     ]
-    answers = llm.answer(requests, pruner_of(cell.config))
+    answers = llm.answer(requests, _method(cell))
     for (clip, number, question), prompt, answer in zip(asked, prompts, answers, strict=True):
         correct = answer.text == question.answer
         yield {
@@ -146,7 +146,7 @@ def _questions(llm: VideoLLM, cell: Cell, clips: Sequence[EncodedClip]) -> Itera
 
 def _captions(llm: VideoLLM, cell: Cell, clips: Sequence[EncodedClip]) -> Iterator[dict[str, Any]]:
     requests = [_request(clip, DEFAULT_CAPTION_PROMPT, MAX_CAPTION_TOKENS, cell) for clip in clips]
-    for clip, answer in zip(clips, llm.answer(requests, pruner_of(cell.config)), strict=True):
+    for clip, answer in zip(clips, llm.answer(requests, _method(cell)), strict=True):
         yield {
             "seed": clip.seed,
             "number": 0,
@@ -158,6 +158,11 @@ def _captions(llm: VideoLLM, cell: Cell, clips: Sequence[EncodedClip]) -> Iterat
             "score": caption_f1(answer.text, clip.reference),
             **_costs(answer),
         }
+
+
+def _method(cell: Cell) -> Pruner | PruningConfig:
+    """What the engine is given: a config also says what stays in the KV cache."""
+    return cell.config or pruner_of(None)
 
 
 def _request(clip: EncodedClip, prompt: str, max_new_tokens: int, cell: Cell) -> Request:

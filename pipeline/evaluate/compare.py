@@ -57,7 +57,7 @@ def compare(
     UserError for clips, options or calibrations that cannot be used.
     """
     check_clips(clips, variants)
-    variants = [Variant(UNPRUNED, UNPRUNED), *(v for v in variants if v.method != UNPRUNED)]
+    variants = [Variant(UNPRUNED, UNPRUNED), *(v for v in variants if v.label != UNPRUNED)]
     for place, variant in enumerate(variants):
         if any(variant.label == other.label for other in variants[:place]):
             raise UserError(f"method {variant.label} stands twice in the list")

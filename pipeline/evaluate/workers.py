@@ -20,6 +20,7 @@ import torch
 
 from pipeline.engine import VideoLLM
 from pipeline.engine.info import DeviceName
+from pipeline.engine.quantization import QuantizationName
 from pipeline.errors import UserError
 from pipeline.evaluate.cells import Cell, run_cell, write_records
 from pipeline.evaluate.clips import ClipRange, EncodedClip, encode_clips, feature_folder, load_clip, missing_clips
@@ -29,12 +30,13 @@ _ENCODED_AT_ONCE = 16
 
 @dataclass(frozen=True)
 class Setting:
-    """Where the work is done: the model, the folder of rendered clips, the folder of finished cells."""
+    """Where the work is done: the model, the folders of rendered clips and finished cells, the form of its weights."""
 
     model: str
     device: DeviceName
     cache: Path
     cells: Path
+    quantization: QuantizationName = "none"
 
 
 @dataclass
@@ -158,7 +160,7 @@ def _start(setting: Setting) -> None:
     global _bench
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches all processes: one of them tells the user
     torch.set_num_threads(1)
-    _bench = Bench(setting, VideoLLM.load(setting.model, device=setting.device))
+    _bench = Bench(setting, VideoLLM.load(setting.model, device=setting.device, quantization=setting.quantization))
 
 
 def _apply(method: str, item: Any) -> float:

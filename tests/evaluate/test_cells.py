@@ -90,6 +90,7 @@ def test_everything_that_can_change_an_answer_changes_the_key(llm: VideoLLM, mon
         for method, retention, clips, captions in (
             ("hieravid", 0.3, CLIPS, 0),
             ("hieravid:tau=0.7", 0.3, CLIPS, 0),
+            ("hieravid:kv_retention=0.5", 0.3, CLIPS, 0),
             ("hieravid", 0.2, CLIPS, 0),
             ("hieravid", 0.3, replace(CLIPS, first=1), 0),
             ("hieravid", 0.3, replace(CLIPS, questions=1), 0),
@@ -101,9 +102,10 @@ def test_everything_that_can_change_an_answer_changes_the_key(llm: VideoLLM, mon
     cell = make_cell(llm, "hieravid")
     keys.add(cell.key(replace(info, model_hash="other")))
     keys.add(cell.key(replace(info, dtype="bfloat16")))
+    keys.add(cell.key(replace(info, quantization="int8")))
     monkeypatch.setattr(cells_module, "_answering_sources", lambda: "edited")
     keys.add(cell.key(info))
-    assert len(keys) == 11
+    assert len(keys) == 13
 
 
 def test_a_label_does_not_change_the_key(llm: VideoLLM) -> None:

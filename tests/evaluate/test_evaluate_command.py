@@ -56,6 +56,23 @@ def test_an_unreachable_retention_is_a_row(call, tmp_path: Path) -> None:
     assert 0.12 < row["minimum"] < 0.13
 
 
+def test_quantized_weights_and_a_smaller_cache_are_compared(call, tmp_path: Path) -> None:
+    methods = ["none:kv_retention=0.5", "hieravid", "hieravid:kv_retention=0.5"]
+    asked = ["--clips", "2", "--questions", "2", "--retention", "0.5", "--comparison", "mean"]
+    asked += [argument for method in methods for argument in ("--method", method)]
+    result = call("compare", *asked, "--quantization", "int8", "--workers", "2")
+    assert result.exit_code == 0, result.output
+    rows = {row["method"]: row for row in pq.read_table(tmp_path / "table.parquet").to_pylist()}
+    assert list(rows) == ["none", *methods]
+    for method in ("none", "hieravid"):
+        half = rows[f"{method}:kv_retention=0.5"]
+        assert half["kv_ratio"] < 0.75 * rows[method]["kv_ratio"]
+        assert half["retention_achieved"] == rows[method]["retention_achieved"]
+    cells = {path.name for path in (tmp_path / "cells").iterdir()}
+    assert call("compare", *asked).exit_code == 0
+    assert len({path.name for path in (tmp_path / "cells").iterdir()} - cells) == len(cells)
+
+
 def test_two_processes_give_the_same_cells_as_one(call, tmp_path: Path) -> None:
     asked = ["--clips", "2", "--questions", "1", "--method", "random", "--retention", "0.3", "--comparison", "mean"]
     assert call("compare", *asked, "--workers", "2").exit_code == 0
@@ -76,6 +93,7 @@ def test_two_processes_give_the_same_cells_as_one(call, tmp_path: Path) -> None:
         (["--retention", "1.5"], "error: --retention 1.5 is not allowed"),
         (["--first", "999999", "--clips", "3"], "error: the validation split has no 3 clips from 999999 on"),
         (["--model", "nowhere"], "error: --model nowhere: "),
+        (["--quantization", "fp8", "--device", "cpu"], "error: --model builtin:tiny: quantization 'fp8' needs"),
     ],
 )
 def test_a_mistake_costs_one_line_and_exit_status_2(call, arguments: list[str], told: str, tmp_path: Path) -> None:
