@@ -32,7 +32,13 @@ _EXIT_STATUS = (
 )
 INTERRUPTED = 130  # as a shell reports a process that Ctrl-C ended
 _LINE_INTERVAL_S = 5.0
-_PHASES = {"plan": "planning", "start": "starting", "answer": "answering", "done": "done"}
+_PHASES = {
+    "fetch": "fetching the model",
+    "plan": "planning",
+    "start": "starting",
+    "answer": "answering",
+    "done": "done",
+}
 
 
 def job_command(task: Task, purpose: str) -> typer.Typer:

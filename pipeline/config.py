@@ -55,11 +55,21 @@ class VideoConfig(Section):
 class ModelConfig(Section):
     """The VideoLLM."""
 
-    source: Location = Field("builtin:tiny", description="builtin:tiny or a folder in the Hugging Face layout")
+    source: Location = Field(
+        "builtin:tiny",
+        description="builtin:tiny, or a model in the Hugging Face layout: a folder, an s3:// prefix or a hub id "
+        "(owner/name, owner/name@revision)",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto (float32 on a CPU, bfloat16 on a GPU), float32, bfloat16 or float16"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto (a GPU where there is one), cpu or cuda")
+    quantization: Literal["none", "int8", "fp8"] = Field(
+        "none", description="none, int8 or fp8 (weights of the language model; fp8 on GPUs that have it)"
+    )
+    max_positions: Annotated[Integer, Field(ge=1)] | None = Field(
+        None, description="null (as many positions as the model was trained for) or a whole number from 1"
+    )
 
 
 class BudgetConfig(Section):
@@ -80,6 +90,13 @@ class GenerationConfig(Section):
     temperature: Number = Field(0.0, ge=0, description="a number from 0; 0 takes the likeliest token each time")
     top_p: Number = Field(1.0, gt=0, le=1, description="a number above 0 and at most 1")
     seed: Integer = Field(0, ge=0, lt=2**63, description="a whole number from 0")
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (), max_length=16, description="a list of at most 16 texts, none empty: an answer ends before the first of them"
+    )
+    time_instruction: bool = Field(
+        False,
+        description="true or false: tell the model when its frames were shown, in the words that it was trained with",
+    )
 
 
 class ClusterConfig(Section):
@@ -90,7 +107,7 @@ class ClusterConfig(Section):
     gpus_per_answerer: Literal["auto"] | Annotated[Number, Field(ge=0)] = Field(
         "auto", description="auto (1 where the cluster has GPUs and the model may use them) or a number from 0"
     )
-    batch_size: Integer = Field(8, ge=1, description="a whole number from 1: videos answered together")
+    batch_size: Integer = Field(8, ge=1, description="a whole number from 1: videos in work at an answerer")
     rows_per_shard: Integer = Field(
         256, ge=1, le=65_536, description="a whole number from 1 to 65536: rows committed together, as one result file"
     )

@@ -26,6 +26,7 @@ ERROR_CODES: dict[str, tuple[str, str]] = {
     "no_frames": ("decode", "no frame lies in the asked range"),
     "decode_failed": ("decode", "the decoder gave up"),
     "encode_failed": ("encode", "the vision encoder failed"),
+    "invalid_request": ("generate", "the model cannot be asked this: a prompt or setting that it has no use for"),
     "generate_failed": ("generate", "the language model failed"),
     "prompt_too_long": ("generate", "prompt and video do not fit into the model's context"),
     "retention_unreachable": ("generate", "the pruning method cannot keep so little of this video on this model"),

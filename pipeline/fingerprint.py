@@ -14,18 +14,19 @@ _PIPELINE_VERSION = 1
 
 
 def answer_settings(config: JobConfig, model_hash: str) -> dict[str, Any]:
-    """What the fingerprint covers: task, frames, model content and dtype, prompts, sampling, pruning, requested budget.
+    """What the fingerprint covers: task, frames, model content and number formats, prompts, sampling, pruning, budget.
 
     Left out: names and places, the cluster, time limits, retries, the model's source, whose content
     hash stands for it, and where pruning options came from: a preset or a calibration counts by
-    the options that `pipeline.resolve` made of it.
+    the options that `pipeline.resolve` made of it. `model.max_positions` decides which videos are
+    answered at all and never what an answer says: raised, it adds answers to rows that failed.
     """
     return {
         "version": _PIPELINE_VERSION,
         "prompt_format": PROMPT_FORMAT,
         "task": config.task,
         "video": config.video.model_dump(mode="json", include={"frames", "policy"}),
-        "model": {"hash": model_hash, "dtype": config.model.dtype},
+        "model": {"hash": model_hash, "dtype": config.model.dtype, "quantization": config.model.quantization},
         "generation": config.generation.model_dump(mode="json"),
         "pruning": config.pruning.model_dump(mode="json", exclude={"retention", "preset", "calibration"}),
         "budget": config.budget.model_dump(mode="json"),

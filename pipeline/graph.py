@@ -2,12 +2,14 @@
 
 Every block between decoder and answerer is one video, so decoding, answering and committing
 overlap, and the frames in flight are bounded in batches: two at each answerer and about as many
-waiting (`_context`). The driver is the one writer: it collects rows by shard and commits a
-shard when its last row has arrived.
+waiting (`_context`). An answerer has a batch of videos in work at any time, each in a call of its
+own. The driver is the one writer: it collects rows by shard and commits a shard when its last row
+has arrived.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
 _READERS = 2  # tasks that read manifest shards: a shard is read in far less time than it is answered
 _READER_CPUS = 0.25
 _SMALL_CLUSTER_CPUS = 8
+# Videos reach an answerer one a call, and its calls run at once: whenever one is answered the next joins those that
+# are being decoded. This many threads are enough for any batch.
+_MOST_CALLS = 64
 _START_TIMEOUT_S = 1800  # for nodes to come up and a large model to load; then the run fails instead of waiting on
 
 
@@ -66,6 +71,7 @@ def answered_rows(
     sources = [{"uri": absolute(shard.uri)} for shard in shards if shard.rows > shard.refused]
     if not sources:
         return
+    calls = min(pools.batch_size, _MOST_CALLS)
     with ray.data.DataContext.current(_context()), warnings.catch_warnings():
         # How often a task is tried again whose actor died. Ray 2.60 has no other name for it yet.
         warnings.simplefilter("ignore", RayDeprecationWarning)
@@ -90,9 +96,9 @@ def answered_rows(
             .map_batches(
                 Answerer,
                 fn_constructor_kwargs=answerer,
-                batch_size=pools.batch_size,
+                batch_size=math.ceil(pools.batch_size / calls),
                 batch_format="pyarrow",
-                compute=_pool(pools.answerers, pools.cpus_per_actor, pools.gpus_per_answerer),
+                compute=_pool(pools.answerers, pools.cpus_per_actor, pools.gpus_per_answerer, calls),
                 num_cpus=pools.cpus_per_actor,
                 num_gpus=pools.gpus_per_answerer,
                 max_task_retries=pools.retries,
@@ -157,7 +163,7 @@ def absolute(uri: str) -> str:
     return uri if path is None else str(path.absolute())
 
 
-def _pool(size: int, cpus: float, gpus: float = 0.0) -> ray.data.ActorPoolStrategy:
+def _pool(size: int, cpus: float, gpus: float = 0.0, calls: int = 1) -> ray.data.ActorPoolStrategy:
     # As many as surely fit at once and for good, and more as Ray Data finds room. Actors that wait for
     # cores must not take the last ones from the tasks that feed them; and a pool that may shrink does
     # so in every pause of the back-pressure, only to pay for new processes seconds later.
@@ -165,7 +171,12 @@ def _pool(size: int, cpus: float, gpus: float = 0.0) -> ray.data.ActorPoolStrate
     room = size if cpus < 1 else int((total.get("CPU", 0) - 1) / 2 / cpus)
     if gpus:
         room = min(room, int(total.get("GPU", 0) / gpus))
-    return ray.data.ActorPoolStrategy(min_size=max(1, min(size, room)), max_size=size)
+    return ray.data.ActorPoolStrategy(
+        min_size=max(1, min(size, room)),
+        max_size=size,
+        max_concurrent_calls_per_actor=calls,
+        enable_true_multi_threading=calls > 1,
+    )
 
 
 def _context() -> ray.data.DataContext:

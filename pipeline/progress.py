@@ -6,14 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-Phase = Literal["plan", "start", "answer", "done"]
+Phase = Literal["fetch", "plan", "start", "answer", "done"]
 
 
 @dataclass(frozen=True)
 class Progress:
     """A moment of a run: `rows` of `total` are answered or failed, `failed` of them failed.
 
-    Phases: plan (reading the manifest), start (the cluster, then the model), answer, done.
+    Phases: fetch (a model that lies elsewhere), plan (reading the manifest), start (the cluster, then
+    the model), answer, done.
     """
 
     phase: Phase

@@ -38,14 +38,15 @@ def _read(uri: str) -> bytes:
 
 
 def _check_budget(config: JobConfig, model: ModelInfo) -> None:
-    """Raise UserError if no plan of the method keeps so little of a video of the usual length.
+    """Raise UserError if no plan of the method keeps so little of a video of the usual length and the largest grid.
 
-    A shorter video's least share is larger: where it is out of reach, the video gets an error row.
+    A video of fewer tokens has a larger least share: where it is out of reach, the video gets an error row.
     """
     frames = model.default_frames if config.video.frames == "auto" else config.video.frames
+    grid = VideoGrid(math.ceil(frames / model.frames_per_step), model.tokens_per_frame * model.frames_per_step)
     retention = config.budget.retention
     try:
-        make_pruner(config.pruning).plan(VideoGrid(frames, model.tokens_per_frame), model.num_layers, retention)
+        make_pruner(config.pruning).plan(grid, model.num_layers, retention)
     except UnreachableRetentionError as error:
         least = math.ceil(error.minimum * 1e4) / 1e4
         raise UserError(

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import pyarrow as pa
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"  # 2 adds quantization and peak_memory_mb
 VERSION_KEY = b"hieravid.schema_version"
 
 _TEXT, _COUNT, _NUMBER = pa.string(), pa.int64(), pa.float64()
@@ -59,10 +59,12 @@ _COLUMNS: dict[str, pa.DataType] = {
     "prefill_ms": _NUMBER,
     "generate_ms": _NUMBER,
     "total_ms": _NUMBER,
+    "peak_memory_mb": _NUMBER,  # the device's (on a CPU the process's) peak while the row's batch was answered, MiB
     # provenance
     "model": _TEXT,
     "model_hash": _TEXT,
     "dtype": _TEXT,
+    "quantization": _TEXT,  # none | int8 | fp8
     "pruning_method": _TEXT,
     "config_fingerprint": _TEXT,
     "code_version": _TEXT,

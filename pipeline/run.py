@@ -7,24 +7,22 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from pipeline.answer_stream import Engine
 from pipeline.config import JobConfig
 from pipeline.errors import ClusterError, UserError, one_line
 from pipeline.fingerprint import fingerprint
-from pipeline.graph import Collector, Pools, absolute, answered_rows
+from pipeline.graph import Collector, Pools, answered_rows
 from pipeline.manifest import check_manifest
+from pipeline.model_load import JobModel, find_model, load_engine, model_error
 from pipeline.plan import Plan, make_run_id, plan_run
 from pipeline.progress import OnProgress, Progress
 from pipeline.resolve import resolve_pruning
 from pipeline.results import Committed
 from pipeline.run_cluster import choose_pools, cluster
-from pipeline.stages import Engine, load_engine
 from pipeline.storage import check_writable, join, write_atomic
 from pipeline.summary import RunSummary, Tally, summarize
-
-if TYPE_CHECKING:
-    from pipeline.engine import ModelInfo
 
 
 def run_job(
@@ -44,13 +42,13 @@ def run_job(
     report(Progress("plan"))
     check_manifest(config.manifest)
     check_writable(config.output)
-    model = _model_info(config)
-    config = resolve_pruning(config, model)
-    plan = plan_run(config, make_run_id(started_at), fingerprint(config, model.model_hash), started_at)
-    finish = partial(_finish, plan, config, model.name, started_at)
+    model = find_model(config.model, report)
+    config = resolve_pruning(config, model.info)
+    plan = plan_run(config, make_run_id(started_at), fingerprint(config, model.info.model_hash), started_at)
+    finish = partial(_finish, plan, config, model.info.name, started_at)
     tally = Tally()
     try:
-        _answer(config, plan, model.default_frames, load, tally, report)
+        _answer(config, plan, model, load, tally, report)
     except (UserError, ClusterError) as error:
         with suppress(UserError, ClusterError):  # the first error is the one to tell
             finish(tally, exit_status=2 if isinstance(error, UserError) else 3)
@@ -60,20 +58,10 @@ def run_job(
     return summary
 
 
-def _model_info(config: JobConfig) -> ModelInfo:
-    from pipeline.engine import ModelError, model_info  # late: a missing manifest is told before this has loaded
-
-    # On the CPU, whatever the job asks for: the driver's machine need not have the workers' GPU.
-    try:
-        return model_info(config.model.source, device="cpu")
-    except ModelError as error:
-        raise UserError(f"model.source: {error}") from error
-
-
 def _answer(
     config: JobConfig,
     plan: Plan,
-    default_frames: int,
+    model: JobModel,
     load: Callable[[], Engine] | None,
     tally: Tally,
     report: OnProgress,
@@ -90,10 +78,10 @@ def _answer(
     if plan.refused < plan.rows:
         with cluster():
             pools = choose_pools(config)
-            frames = default_frames if config.video.frames == "auto" else config.video.frames
+            frames = model.info.default_frames if config.video.frames == "auto" else config.video.frames
             decoder = {"frames": frames, "retries": config.failures.retries}
             answerer = {
-                "load": load or _engine_loader(config, pools),
+                "load": load or _engine_loader(model, pools),
                 "pruning": config.pruning,
                 "sampling": config.generation.model_dump(exclude={"prompt"}),
             }
@@ -103,12 +91,11 @@ def _answer(
     commit(collector.commit_rest())
 
 
-def _engine_loader(config: JobConfig, pools: Pools) -> Callable[[], Engine]:
-    model = config.model
+def _engine_loader(model: JobModel, pools: Pools) -> Callable[[], Engine]:
     # Without a GPU of its own an actor must not find one that belongs to another.
-    device = "cpu" if model.device == "auto" and pools.gpus_per_answerer == 0 else model.device
-    source = model.source if model.source.startswith("builtin:") else absolute(model.source)
-    return partial(load_engine, source, device, model.dtype, pools.threads_per_answerer)
+    device = model.settings.device
+    device = "cpu" if device == "auto" and pools.gpus_per_answerer == 0 else device
+    return partial(load_engine, model, device, pools.threads_per_answerer)
 
 
 def _named_errors(batches: Iterator[list[dict[str, Any]]]) -> Iterator[list[dict[str, Any]]]:
@@ -118,9 +105,10 @@ def _named_errors(batches: Iterator[list[dict[str, Any]]]) -> Iterator[list[dict
     except (UserError, ClusterError):
         raise
     except Exception as error:
-        unusable = re.search(r"\bModelError: (.+)", str(error))
-        if unusable:
-            raise UserError(f"model.source: {one_line(unusable[1])}") from error
+        # What an actor could not load; Ray puts its traceback into the message, causes first.
+        if told := re.findall(r"\b(ModelError|UserError|ClusterError): (.+)", str(error)):
+            kind, message = told[-1]
+            raise {"UserError": UserError, "ClusterError": ClusterError}.get(kind, model_error)(message) from error
         raise ClusterError(f"the graph stopped: {_last_line(error)}") from error
 
 

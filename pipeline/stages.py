@@ -6,38 +6,29 @@ decoder no torch, the answerer no decord.
 
 from __future__ import annotations
 
-import os
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
+from pipeline.answer_stream import AnswerStream, Engine
 from pipeline.errors import RowError
 from pipeline.results import blank_row, error_row, parse_option
 from pipeline.stages_tables import DECODED_SCHEMA, MEASURED, PLAIN_COLUMNS, pack_answers
 from pipeline.storage import fetch_video
 
 if TYPE_CHECKING:
-    from pipeline.engine import Answer, ModelInfo, Request
+    from pipeline.engine import Answer, Request
     from pruning import PruningConfig
 
 FIRST_BACKOFF_S = 0.5  # before the second attempt; doubled before each further one
-
-
-class Engine(Protocol):
-    """What an answerer needs of a VideoLLM."""
-
-    info: ModelInfo
-
-    def answer(self, requests: Sequence[Request], pruning: PruningConfig) -> list[Answer]:
-        """Answer requests of any frame counts, in order."""
 
 
 class Decoder:
@@ -104,22 +95,22 @@ class Answerer:
     """Frames in (DECODED_SCHEMA), one result row for each item out (ANSWER), failed or not."""
 
     def __init__(self, load: Callable[[], Engine], pruning: PruningConfig, sampling: dict[str, Any]) -> None:
-        """`load` gets the model in the actor; `sampling` holds Request's max_new_tokens, temperature, top_p, seed."""
-        self.engine = load()
-        self.pruning = pruning
+        """`load` gets the model in the actor; `sampling` holds what Request takes from the job's `generation`."""
+        engine = load()
+        self.stream = AnswerStream(engine, pruning)
         self.sampling = sampling
-        info = self.engine.info
+        info = engine.info
         self.provenance = {
             "model": info.name,
             "model_hash": info.model_hash,
             "dtype": info.dtype,
+            "quantization": info.quantization,
             "device": info.device,
             "host": socket.gethostname(),
         }
 
     def __call__(self, videos: pa.Table) -> pa.Table:
-        """Answer every item of every video of the batch, all of them in one call of the engine."""
-        begun = datetime.now(UTC)
+        """Answer every item of every video of the batch. Calls in several threads are answered together."""
         pixels = videos["pixels"]
         groups = videos.drop_columns("pixels").to_pylist()
         rows: list[dict[str, Any]] = []
@@ -134,14 +125,14 @@ class Answerer:
             for item in group["items"]:
                 asked.append((group, item))
                 requests.append(self._request(group, item, frames))
-        for (group, item), (outcome, tries) in zip(asked, answer_all(self.engine, requests, self.pruning), strict=True):
-            attempts = group["attempts"] + tries - 1
-            if isinstance(outcome, RowError):
-                row = self._failed(group, item, outcome, attempts)
+        for (group, item), outcome in zip(asked, self.stream.answer(requests), strict=True):
+            attempts = group["attempts"] + outcome.attempts - 1
+            if isinstance(outcome.result, RowError):
+                row = self._failed(group, item, outcome.result, attempts)
             else:
-                row = self._answered(group, item, outcome, attempts)
+                row = self._answered(group, item, outcome.result, attempts)
             row["frames"] = group["shape"][0]
-            row["wait_ms"] = max(0.0, (begun - group["decoded_at"]).total_seconds() * 1e3)
+            row["wait_ms"] = max(0.0, (outcome.begun_at - group["decoded_at"]).total_seconds() * 1e3)
             rows.append(row)
         return pack_answers(rows)
 
@@ -155,6 +146,7 @@ class Answerer:
             frames=frames,
             prompt=item["prompt"],
             frame_times_s=group["frame_times_s"],
+            duration_s=group["duration_s"],
             video_key=group["group"],
             retention=item["retention"],
             **chosen,
@@ -182,66 +174,6 @@ class Answerer:
                 row[name] /= len(group["items"])
         total_ms = (finished - group["started_at"]).total_seconds() * 1e3
         return row | self.provenance | {"shard": group["shard"], "finished_at": finished, "total_ms": total_ms}
-
-
-def load_engine(source: str, device: str, dtype: str, threads: int) -> Engine:
-    """The VideoLLM of `source`, with `threads` cores for what it does on the CPU. Raises ModelError."""
-    import torch
-
-    from pipeline.engine import VideoLLM
-
-    torch.set_num_threads(min(threads, len(os.sched_getaffinity(0))))
-    return VideoLLM.load(source, device=device, dtype=dtype)
-
-
-def answer_all(
-    engine: Engine, requests: Sequence[Request], pruning: PruningConfig, tries: int = 1
-) -> list[tuple[Answer | RowError, int]]:
-    """Each request's answer or error, in order, with the number of calls it took part in.
-
-    When a call fails its requests are answered again in halves, down to one at a time: a request
-    that cannot be answered costs itself and no other, and one that needs all memory gets all of it.
-    """
-    if not requests:
-        return []
-    try:
-        return [(answer, tries) for answer in engine.answer(requests, pruning)]
-    except Exception as error:  # whatever it is: one video must not end a job of many
-        failure = _as_row_error(error)
-    if failure.code == "out_of_memory":
-        _free_device_memory()  # here: inside the except clause the traceback still holds the tensors
-    if len(requests) == 1:
-        return [(failure, tries)]
-    half = (len(requests) + 1) // 2
-    return [
-        *answer_all(engine, requests[:half], pruning, tries + 1),
-        *answer_all(engine, requests[half:], pruning, tries + 1),
-    ]
-
-
-def _as_row_error(error: Exception) -> RowError:
-    import torch
-
-    from pipeline.engine import EncodeError, PromptTooLongError
-    from pruning import UnreachableRetentionError
-
-    stage, code = "generate", "generate_failed"
-    if isinstance(error, PromptTooLongError):
-        code = "prompt_too_long"
-    elif isinstance(error, UnreachableRetentionError):
-        code = "retention_unreachable"
-    elif isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-        code = "out_of_memory"  # on a CPU torch says so in a RuntimeError
-    elif isinstance(error, EncodeError):
-        stage, code = "encode", "encode_failed"
-    told = str(error).removeprefix("request 0: ")  # the engine's number within the call, not the row's
-    return RowError(stage, code, f"{type(error).__name__}: {told}")
-
-
-def _free_device_memory() -> None:
-    import torch
-
-    torch.cuda.empty_cache()  # does nothing without CUDA
 
 
 def _as_binary(pixels: np.ndarray | None) -> pa.Array:

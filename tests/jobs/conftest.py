@@ -15,8 +15,8 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 
 
 @pytest.fixture(scope="session")
-def s3_server():
-    """A bucket behind a real S3 protocol server on a loopback port; the environment points to it."""
+def s3_server(tmp_path_factory):
+    """A bucket behind a real S3 protocol server on a loopback port; the environment points to it, and to a cache."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -27,6 +27,7 @@ def s3_server():
         "AWS_ACCESS_KEY_ID": "testing-key",
         "AWS_SECRET_ACCESS_KEY": "testing-secret-key",
         "AWS_DEFAULT_REGION": "us-east-1",
+        "HIERAVID_CACHE": str(tmp_path_factory.mktemp("cache")),
     }
     before = {name: os.environ.get(name) for name in changed}
     os.environ.update(changed)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 
-from pipeline.engine import Answer, AnswerStats, ModelError, PromptTooLongError
+from pipeline.engine import Answer, AnswerStats, Failure, ModelError
 
-INFO = SimpleNamespace(name="fake", model_hash="0" * 64, dtype="float32", device="cpu", default_frames=4)
+INFO = SimpleNamespace(
+    name="fake", model_hash="0" * 64, dtype="float32", device="cpu", quantization="none", default_frames=4
+)
 
 
 def answer_to(request, words: int = 3) -> Answer:
@@ -35,56 +37,67 @@ def answer_to(request, words: int = 3) -> Answer:
 
 @dataclass
 class FakeEngine:
-    """Answers everything but what it is told to fail on; remembers the size of each call."""
+    """Takes what waits, answers it, takes again; fails on what it is told to. Remembers how much it took each time."""
 
     poison: tuple[str, ...] = ()
     too_long: tuple[str, ...] = ()
-    most_at_once: int = 1000
-    calls: list[int] = field(default_factory=list)
+    rounds: list[int] = field(default_factory=list)
     requests: list = field(default_factory=list)
     info = INFO
 
     def answer(self, requests, pruning):
-        self.calls.append(len(requests))
-        if len(requests) > self.most_at_once:
-            raise MemoryError("not enough")
-        for number, request in enumerate(requests):
-            if request.prompt in self.too_long:
-                raise PromptTooLongError(f"request {number}: 9 tokens exceed 8 positions")
-            if request.prompt in self.poison:
-                raise RuntimeError(f"poisoned by token=abcdefgh1234\nsecond line: {request.prompt}")
-        self.requests += requests
-        return [answer_to(request) for request in requests]
+        taken = list(self._waiting(requests))
+        place = 0
+        while taken:
+            self.rounds.append(len(taken))
+            for request in taken:
+                yield self.answer_one(place, request)
+                place += 1
+            taken = list(self._waiting(requests))
+
+    def _waiting(self, requests):
+        for request in requests:
+            if request is None:
+                return
+            yield request
+
+    def answer_one(self, place, request):
+        if request.prompt in self.too_long:
+            return Failure(place, "prompt_too_long", f"request {place}: 9 tokens exceed 8 positions")
+        if request.prompt in self.poison:
+            raise RuntimeError(f"poisoned by token=abcdefgh1234\nsecond line: {request.prompt}")
+        self.requests.append(request)
+        return replace(answer_to(request), number=place)
 
 
 class DyingEngine(FakeEngine):
-    """Takes its whole process down when it is asked `prompt`."""
+    """Takes its whole process down when it is asked `die`."""
 
-    def answer(self, requests, pruning):
-        if any(request.prompt == "die" for request in requests):
+    def answer_one(self, place, request):
+        if request.prompt == "die":
             os._exit(1)
-        return super().answer(requests, pruning)
+        return super().answer_one(place, request)
 
 
 @dataclass
 class OnceDyingEngine(FakeEngine):
-    """Takes its process down in its second call, but not where it or its like has done so before."""
+    """Takes its process down at its third answer, but not where it or its like has done so before."""
 
     mark: str = ""
 
-    def answer(self, requests, pruning):
-        if len(self.calls) == 1 and not Path(self.mark).exists():
+    def answer_one(self, place, request):
+        if len(self.requests) == 2 and not Path(self.mark).exists():
             Path(self.mark).touch()
             os._exit(1)
-        return super().answer(requests, pruning)
+        return super().answer_one(place, request)
 
 
 class SlowEngine(FakeEngine):
     """Takes a moment for each request."""
 
-    def answer(self, requests, pruning):
-        time.sleep(0.2 * len(requests))
-        return super().answer(requests, pruning)
+    def answer_one(self, place, request):
+        time.sleep(0.2)
+        return super().answer_one(place, request)
 
 
 def unusable_engine():

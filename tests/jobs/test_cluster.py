@@ -5,9 +5,11 @@ import ray
 
 from jobs.console import Display, run_command
 from pipeline import run_cluster
+from pipeline.config import ModelConfig
 from pipeline.config_load import load_config
 from pipeline.errors import ClusterError, UserError
 from pipeline.graph import _pool
+from pipeline.model_load import find_model
 from pipeline.progress import Progress
 from pipeline.run import _engine_loader
 from pipeline.run_cluster import choose_pools, cluster
@@ -43,9 +45,9 @@ def test_cuda_on_a_cluster_without_gpus_is_the_users_to_change(pools_of):
 
 
 def test_an_actor_without_a_gpu_of_its_own_looks_for_none(pools_of):
-    config = load_config(None, ["manifest=m", "output=o"], "caption")
-    assert _engine_loader(config, pools_of({"CPU": 8})).args[1] == "cpu"
-    assert _engine_loader(config, pools_of({"CPU": 8, "GPU": 1})).args[1] == "auto"
+    model = find_model(ModelConfig(), lambda _: None)
+    assert _engine_loader(model, pools_of({"CPU": 8})).args[1] == "cpu"
+    assert _engine_loader(model, pools_of({"CPU": 8, "GPU": 1})).args[1] == "auto"
 
 
 def test_answerers_share_the_cores_that_decoding_leaves(pools_of):

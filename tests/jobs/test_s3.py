@@ -1,12 +1,15 @@
 """The whole job with manifest, videos and results behind a real S3 protocol server over HTTP."""
 
 import json
+import os
 import subprocess
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import pipeline.tiny
 from jobs.console import query_command
 from pipeline.config_load import load_config
 from pipeline.errors import UserError
@@ -27,7 +30,11 @@ def test_manifest_videos_and_results_on_s3(ray_cluster, s3_server, tmp_path):
     asked += [{"uri": f"{root}/videos/cut.mp4", "question": "q"}, {"uri": f"{root}/videos/gone.mp4", "question": "q"}]
     s3_server.pipe(f"{root}/manifest.jsonl", "\n".join(map(json.dumps, asked)).encode())
 
+    for file in (Path(pipeline.tiny.__file__).parent / "checkpoint").iterdir():
+        s3_server.put(str(file), f"{root}/models/tiny/{file.name}")
+
     given = [f"manifest={root}/manifest.jsonl", f"output={root}/out", "failures.max_failed_share=0.5"]
+    given += [f"model.source={root}/models/tiny", "generation.stop=[zzz]", "pruning.kv_retention=0.5"]
     given += ["cluster.rows_per_shard=4", "cluster.decoders=1", "generation.max_new_tokens=4"]
     summary = run_job(load_config(None, given, "qa"))
 
@@ -44,6 +51,10 @@ def test_manifest_videos_and_results_on_s3(ray_cluster, s3_server, tmp_path):
         ("gone.mp4", "not_found"),
     }
     assert {row["uri"]: row["bytes_fetched"] for row in found if row["status"] == "ok"} == sizes
+    answered = [row for row in found if row["status"] == "ok"]
+    assert {(row["model"], row["quantization"]) for row in answered} == {("tiny", "none")}
+    assert all(row["peak_memory_mb"] > 0 for row in answered)
+    assert len(list(Path(os.environ["HIERAVID_CACHE"]).rglob("fetched.json"))) == 1
     run = f"{root}/out/runs/{summary.run_id}"
     assert json.loads(s3_server.cat(f"{run}/summary.json")) == json.loads(summary.to_json())
     assert s3_server.exists(f"{run}/config.yaml")

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -49,7 +51,12 @@ def test_a_prompt_override_needs_no_quotes(prompt):
 
 
 def test_the_resolved_config_is_a_job_file_again(tmp_path):
-    config = load("budget.retention=0.25", "pruning.preset=author", "video.frames=4", "generation.prompt=Où est-il ?")
+    config = load(
+        *("budget.retention=0.25", "pruning.preset=author", "pruning.kv_retention=0.5", "video.frames=4"),
+        *("generation.prompt=Où est-il ?", 'generation.stop=["\\n", "Q:"]', "generation.time_instruction=true"),
+        *("model.quantization=int8", "model.max_positions=65536", "model.source=owner/some-7b@v2"),
+    )
+    assert config.generation.stop == ("\n", "Q:")
     path = tmp_path / "config.yaml"
     path.write_text(dump_config(config, "0123456789ab"))
     assert yaml.safe_load(path.read_text())["fingerprint"] == "0123456789ab"
@@ -87,6 +94,16 @@ def test_the_task_comes_from_the_job_and_must_agree_with_the_file():
         ("video.policy=keyframes", ("video.policy = 'keyframes'", "uniform", "no other policy exists yet")),
         ("video.frames.count=3", ("video.frames", "whole number")),
         ("model.dtype=int8", ("model.dtype = 'int8'", "bfloat16")),
+        ("model.quantization=int4", ("model.quantization = 'int4'", "none, int8 or fp8")),
+        ("model.quantisation=int8", ("model.quantisation = 'int8'", "did you mean model.quantization?")),
+        ("model.max_positions=0", ("model.max_positions = 0 ", "null", "whole number from 1")),
+        ("model.max_positions=yes", ("model.max_positions = True", "not a number")),
+        ("pruning.kv_retention=0", ("pruning.kv_retention = 0", "above 0")),
+        ("generation.kv_retention=0.5", ("generation.kv_retention = 0.5", "did you mean pruning.kv_retention?")),
+        ("generation.stop=the end", ("generation.stop = 'the end'", "a list of at most 16 texts")),
+        ("generation.stop=['']", ("generation.stop = ''", "none empty")),
+        ("generation.stop=[3]", ("generation.stop = 3 ", "a list of at most 16 texts")),
+        ("generation.time_instruction=sometimes", ("generation.time_instruction = 'sometimes'", "true or false")),
         ("cluster.gpus_per_answerer=some", ("cluster.gpus_per_answerer = 'some'", "auto")),
         ("failures.max_failed_share=2", ("failures.max_failed_share = 2 ", "from 0 to 1")),
         ("name=a b", ("name = 'a b'", "letters, digits")),
@@ -164,3 +181,8 @@ def test_the_tree_has_a_description_for_every_key():
                 yield from undescribed(field.annotation, f"{prefix}{name}.")
 
     assert list(undescribed(JobConfig)) == []
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_job_file_of_the_repository_is_one(path):
+    assert load_config(path).name

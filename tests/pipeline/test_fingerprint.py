@@ -31,6 +31,7 @@ def test_it_does_not_depend_on_the_order_of_keys(tmp_path):
         "output=elsewhere",
         "model.source=/models/copy-of-tiny",
         "model.device=cpu",
+        "model.max_positions=65536",
         "cluster.decoders=9",
         "cluster.batch_size=1",
         "cluster.rows_per_shard=7",
@@ -51,9 +52,11 @@ def test_what_changes_no_answer_does_not_change_it(override):
         "task=caption",
         "video.frames=8",
         "model.dtype=float32",
+        "model.quantization=int8",
         "budget.retention=0.31",
         "pruning.method=uniform",
         "pruning.tau=0.7",
+        "pruning.kv_retention=0.5",
         "pruning.preset=default",
         "pruning.levels=[segment]",
         "generation.prompt=What is it?",
@@ -61,6 +64,8 @@ def test_what_changes_no_answer_does_not_change_it(override):
         "generation.temperature=0.5",
         "generation.top_p=0.5",
         "generation.seed=1",
+        "generation.stop=[Q]",
+        "generation.time_instruction=true",
     ],
 )
 def test_what_changes_an_answer_changes_it(override):

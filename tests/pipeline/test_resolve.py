@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -49,6 +50,11 @@ def test_the_resolved_config_reproduces_the_run_without_the_file(job, tmp_path):
     assert fingerprint(again, HASH) == fingerprint(config, HASH)
 
 
+def test_what_is_kept_in_the_cache_stands_beside_a_calibration(job, tmp_path):
+    pruning = resolved(job, f"pruning.calibration={write_calibration(tmp_path)}", "pruning.kv_retention=0.5").pruning
+    assert (pruning.beta, pruning.kv_retention) == (0.25, 0.5)
+
+
 def test_the_fingerprint_follows_the_calibration_s_content(job, tmp_path):
     def of(*overrides):
         return fingerprint(resolved(job, *overrides), HASH)
@@ -96,6 +102,17 @@ def test_a_budget_out_of_reach_names_key_and_range(job):
 
 def test_a_shorter_video_s_reach_is_that_of_its_tokens(job):
     assert "from 0.0762 to 1" in refusal(job, "pruning.method=fastv", "budget.retention=0.07", "video.frames=1")
+
+
+def test_frames_that_a_model_takes_in_pairs_count_as_one_of_the_grid(job):
+    pairs = replace(MODEL, frames_per_step=2, default_frames=8)  # 392 tokens a pair
+    # EVS keeps the first frame of the grid whole, one of 4 or of 2, and FastV two of 28 layers and one token.
+    assert resolved(job, "pruning.method=evs", "budget.retention=0.25", model=pairs).pruning.retention == 0.25
+    assert "from 0.25 to 1" in refusal(job, "pruning.method=evs", "budget.retention=0.24", model=pairs)
+    odd = ("pruning.method=evs", "video.frames=3", "budget.retention=0.5")
+    assert resolved(job, *odd, model=pairs).pruning.retention == 0.5
+    fastv = ("pruning.method=fastv", "budget.retention=0.07", "video.frames=1")
+    assert "from 0.0738 to 1" in refusal(job, *fastv, model=pairs)  # (2 + 26 / 392) / 28: the frame stands twice
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3, 28])
