@@ -29,7 +29,8 @@ def greedy_map(
     of a row are real and the rest is padding, whatever it holds (it must be finite); counts ≤ sizes.
     All rows take one step at a time: the item of largest d² (ties by index), where d²_i starts as
     K_ii and loses e_i² at each step, e_i = (K_ji − Σ_t c_tj·c_ti) / √d²_j. A row stops once that
-    d² falls below `epsilon` · max K_ii, as past the kernel's rank it is rounding noise, and fills
+    d² falls below `epsilon` · max K_ii, or below what rounding leaves of a row of its size: past the
+    kernel's rank nothing else is left, and it would differ with the company of a batch. It then fills
     its count by `relevance` [B, n] (default: K_ii; ties by index).
 
     The factors c of the last `PANEL` steps are subtracted step by step; older ones are subtracted from
@@ -45,7 +46,10 @@ def greedy_map(
     padding = torch.arange(n, device=device) >= torch.tensor(sizes, device=device).unsqueeze(1)
     diagonal = kernel.diagonal(dim1=1, dim2=2)
     gains = diagonal.masked_fill(padding, -torch.inf)
-    stop = (epsilon * gains.amax(1)).clamp_min(torch.finfo(kernel.dtype).tiny)
+    # Rounding leaves about n units of the largest K_ii, below which LAPACK's pivoted Cholesky (pstrf) stops, too.
+    unit = torch.finfo(kernel.dtype).eps / 2
+    least = torch.tensor([max(epsilon, size * unit) for size in sizes], dtype=kernel.dtype, device=device)
+    stop = (least * gains.amax(1)).clamp_min(torch.finfo(kernel.dtype).tiny)
     fill_by = diagonal.clone() if relevance is None else relevance
     taken = _take(kernel.contiguous(), gains, stop, wanted, _rows_by_step(counts), sizes, may_overwrite) & ~padding
     order = fill_by.masked_fill(taken | padding, -torch.inf).argsort(dim=1, descending=True, stable=True)

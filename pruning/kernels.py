@@ -15,13 +15,13 @@ _STRIPS = 4
 
 
 def block_kernels(
-    features: torch.Tensor, relevance: torch.Tensor, blocks: Blocks, width: int
+    features: torch.Tensor, relevance: torch.Tensor, blocks: Blocks, width: int, dtype: torch.dtype = torch.float32
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """K_ij = rel_i · cos(h_i, h_j) · rel_j inside each of B blocks of at most `width` rows.
 
     `features` is [N, d] of any floating dtype, `relevance` [N] float32 ≥ 0; blocks of equal size should
-    be neighbours. Returns K [B, width, width] float32, the relevance over the block's largest
-    [B, width] (only ratios matter, and a largest weight of 1 keeps small ones from underflowing when
+    be neighbours. Returns K [B, width, width] of `dtype`, the relevance over the block's largest
+    [B, width] of the same (only ratios matter, and a largest weight of 1 keeps small ones from underflowing when
     multiplied), and the rows [B, width] int64. Padding is 0 in K and relevance and names the last row.
     A zero or non-finite vector has cosine 0 with every other and itself.
     """
@@ -29,9 +29,9 @@ def block_kernels(
     starts, sizes = blocks.starts.to(device), blocks.sizes.to(device)
     offset = torch.arange(width, device=device)
     rows = (starts.unsqueeze(1) + offset).clamp_max(features.shape[0] - 1)
-    weights = relevance[rows].masked_fill_(offset >= sizes.unsqueeze(1), 0)
+    weights = relevance[rows].to(dtype).masked_fill_(offset >= sizes.unsqueeze(1), 0)
     weights /= weights.amax(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-    kernel = torch.zeros(len(blocks), width, width, device=device)
+    kernel = torch.zeros(len(blocks), width, width, dtype=dtype, device=device)
     rounded = (blocks.sizes + _SIZE_STEP - 1) // _SIZE_STEP * _SIZE_STEP
     first = 0
     for size, number in zip(*(x.tolist() for x in rounded.unique_consecutive(return_counts=True)), strict=True):
@@ -46,7 +46,7 @@ def block_kernels(
 
 def _fill(kernel: torch.Tensor, features: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor) -> None:
     """Write the kernels of a few blocks of equal size n: `kernel` [b, n, n], `rows` and `weights` [b, n]."""
-    vectors = features.index_select(0, rows.flatten()).float().view(*rows.shape, -1)
+    vectors = features.index_select(0, rows.flatten()).to(kernel.dtype).view(*rows.shape, -1)
     norm = torch.linalg.vector_norm(vectors, dim=2)
     is_vector = (norm >= 1e-12) & (norm < torch.inf)
     vectors *= torch.where(is_vector, weights / norm, 0).unsqueeze(2)

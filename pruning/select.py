@@ -13,6 +13,11 @@ from pruning.kernels import block_kernels, project
 
 # The most rows that are selected together: 256 MiB of kernel. The authors' own runs, 64 frames at 30 %, have 6,720.
 LARGEST_BLOCK = 8_192
+# Picks that near the number of a model's dimensions exhaust the kernel's rank: what is left of diversity is so small
+# then that rounding in float32 decides, and with it the company in a batch. Blocks that keep more than this share of
+# the dimensions are treated in float64, where that costs next to nothing.
+_SHALLOW = 0.5
+_LARGEST_FLOAT64 = 512
 # Kernels of so many numbers are treated together: more of them cost fewer launches, until they leave
 # the cache of a CPU or, at 1 GiB, take too much of a GPU's memory.
 _KERNELS_CPU, _KERNELS_CUDA = 2**24, 2**28
@@ -68,11 +73,14 @@ def _diverse(features: torch.Tensor, relevance: torch.Tensor, blocks: Blocks, ep
     whole = torch.repeat_interleave(blocks.counts == blocks.sizes, blocks.sizes)
     kept = torch.cat([whole, whole.new_zeros(1)]).to(features.device)  # the last entry takes what falls on padding
     limit = _KERNELS_CUDA if features.is_cuda else _KERNELS_CPU
-    for width, group in by_width(blocks[(blocks.counts > 0) & (blocks.counts < blocks.sizes)]):
+    blocks = blocks[(blocks.counts > 0) & (blocks.counts < blocks.sizes)]
+    is_deep = (blocks.counts > _SHALLOW * features.shape[1]) & (blocks.sizes <= _LARGEST_FLOAT64)
+    shallow, deep = by_width(blocks[~is_deep]), by_width(blocks[is_deep])
+    for width, group, dtype in (*((*of, torch.float32) for of in shallow), *((*of, torch.float64) for of in deep)):
         at_once = max(1, limit // width**2)
         for first in range(0, len(group), at_once):
             part = group[first : first + at_once]
-            kernel, weights, rows = block_kernels(features, relevance, part, width)
+            kernel, weights, rows = block_kernels(features, relevance, part, width, dtype)
             chosen = greedy_map(kernel, part.counts.tolist(), part.sizes.tolist(), weights, epsilon, may_overwrite=True)
             kept[rows.masked_fill(~chosen, total)] = True
     return kept[:total]
