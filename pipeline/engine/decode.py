@@ -91,11 +91,12 @@ class GraphedStep:
         self._placed: list[tuple[weakref.ref[KVCache], int]] | None = None
 
     def __call__(self, slabs: Several[KVCache], tokens: Several[int], positions: Several[int]) -> torch.Tensor:
-        """As `decode_step`; the next call writes over the logits."""
+        """As `decode_step`."""
         if not self._are_in_place(slabs):
             self._graph.place(slabs, positions)
         self._placed = None
-        logits = self._graph.step(tokens)
+        # The next call writes over the graph's own logits, and it may be that of another stream.
+        logits = self._graph.step(tokens).clone()
         for slab in slabs:
             slab.advance()
         self._placed = [(weakref.ref(slab), slab.rows) for slab in slabs]
@@ -112,18 +113,19 @@ def next_tokens(sequences: Several[Sequence], logits: torch.Tensor) -> list[int]
     """Each sequence's next token by its row of `logits`, float32 [B, vocabulary].
 
     A forced one takes the place of the one that would be chosen, and the sequence notes its
-    log-probability.
+    log-probability. If it fails the sequences are as they were before.
     """
-    chosen = choose_tokens(logits, [sequence.sampler for sequence in sequences])
     forced = {
-        row: sequence.request.forced_token_ids[len(sequence.token_ids)]
+        row: int(sequence.request.forced_token_ids[len(sequence.token_ids)])
         for row, sequence in enumerate(sequences)
         if sequence.request.forced_token_ids
     }
+    logprobs: list[float] = []
     if forced:
         rows, tokens = (torch.tensor(list(ids), device=logits.device) for ids in (forced, forced.values()))
-        logprobs = logits[rows].log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0]
-        for (row, token), logprob in zip(forced.items(), logprobs.tolist(), strict=True):
-            chosen[row] = token
-            sequences[row].logprobs.append(logprob)
+        logprobs = logits[rows].log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0].tolist()
+    chosen = choose_tokens(logits, [sequence.sampler for sequence in sequences])
+    for (row, token), logprob in zip(forced.items(), logprobs, strict=True):
+        chosen[row] = token
+        sequences[row].logprobs.append(logprob)
     return chosen

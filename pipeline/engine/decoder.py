@@ -31,9 +31,11 @@ class Rope(NamedTuple):
 
     def rotate(self, heads: torch.Tensor) -> torch.Tensor:
         """Turn queries or keys [n, heads, head size] by their tokens' positions."""
-        first, second = heads.chunk(2, dim=-1)
-        turned = torch.cat((-second, first), dim=-1)
-        return heads * self.cos[:, None] + turned * self.sin[:, None]
+        half = heads.shape[-1] // 2
+        turned = heads * self.cos[:, None]
+        turned[..., :half].addcmul_(heads[..., half:], self.sin[:, None, :half], value=-1)
+        turned[..., half:].addcmul_(heads[..., :half], self.sin[:, None, half:])
+        return turned
 
 
 class Decoder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
@@ -137,6 +138,8 @@ def check_request(request: Request, name: str) -> None:
         raise ValueError(f"{name}: {len(request.frame_times_s)} frame_times_s for {request.num_frames} frames")
     if not isinstance(request.prompt, str):
         raise ValueError(f"{name}: the prompt must be text, not {type(request.prompt).__name__}")
+    if not isinstance(request.max_new_tokens, Integral):
+        raise ValueError(f"{name}: max_new_tokens must be a whole number, not {request.max_new_tokens!r}")
     if request.max_new_tokens < 1:
         raise ValueError(f"{name}: max_new_tokens must be at least 1, not {request.max_new_tokens}")
     if request.retention is not None and not 0.0 < request.retention <= 1.0:
@@ -150,8 +153,12 @@ def check_request(request: Request, name: str) -> None:
         raise ValueError(f"{name}: stop must be a list of strings that are not empty, not {request.stop!r}")
     if request.time_instruction and (request.frame_times_s is None or request.duration_s is None):
         raise ValueError(f"{name}: time_instruction needs frame_times_s and duration_s")
-    if request.forced_token_ids is not None and len(request.forced_token_ids) < 1:
-        raise ValueError(f"{name}: forced_token_ids must hold at least one token")
+    if request.forced_token_ids is not None:
+        is_list = isinstance(request.forced_token_ids, tuple | list)
+        if not is_list or not all(isinstance(token, Integral) for token in request.forced_token_ids):
+            raise ValueError(f"{name}: forced_token_ids must be a list of whole numbers")
+        if not request.forced_token_ids:
+            raise ValueError(f"{name}: forced_token_ids must hold at least one token")
 
 
 def check_frames(frames: Any, name: str) -> None:

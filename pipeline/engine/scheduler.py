@@ -167,7 +167,7 @@ class Scheduler:
         """Give each running sequence its next token, and let go of those that it finishes."""
         self._watch.lap()
         sequences = [sequence for slab in self._slabs for sequence in slab.sequences]
-        tokens = iter(next_tokens(sequences, self._logits))
+        tokens = iter(self._choose(sequences, self._logits))
         leaving: list[Sequence | Failed] = []
         for slab in self._slabs:
             left = {row: self._append(sequence, next(tokens)) for row, sequence in enumerate(slab.sequences)}
@@ -188,8 +188,24 @@ class Scheduler:
                     sequence.peak_memory_mb = None if peak is None else peak / 2**20
         yield from sorted(leaving, key=lambda left: left.number)
 
-    def _append(self, sequence: Sequence, token: int) -> Sequence | Failed | None:
+    def _choose(self, sequences: list[Sequence], logits: torch.Tensor) -> list[int | Failed]:
+        """Everybody's next token; a choice that fails is made in halves, so that a sequence fails by itself."""
+        try:
+            return [*next_tokens(sequences, logits)]
+        except Exception as error:
+            if len(sequences) == 1:
+                return [failed_alone(sequences[0], error)]
+            is_memory = is_out_of_memory(error)
+        if is_memory:
+            release(self._family.decoder.device)
+        middle = len(sequences) // 2
+        halves = (slice(0, middle), slice(middle, None))
+        return [token for half in halves for token in self._choose(sequences[half], logits[half])]
+
+    def _append(self, sequence: Sequence, token: int | Failed) -> Sequence | Failed | None:
         """Append a token; returns the sequence if that finishes it, or its failure."""
+        if isinstance(token, Failed):
+            return token
         try:
             sequence.append(token, self._family.is_end(token))
         except Exception as error:
@@ -219,7 +235,7 @@ class Scheduler:
             going += alive
             failed += lost
             if logits is not None:
-                rows.append(logits.clone())  # the next step may write over it
+                rows.append(logits)
         return going, torch.cat(rows) if rows else None, failed
 
     def _take_step(self, slabs: list[Slab], sequences: list[Sequence]) -> torch.Tensor:

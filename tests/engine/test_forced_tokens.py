@@ -1,11 +1,13 @@
 """Teacher forcing: how likely a given answer is, through the pruned model's own decoding."""
 
 import dataclasses
+import json
 
+import numpy as np
 import pytest
 import torch
 
-from pipeline.engine import Request
+from pipeline.engine import Failure, Request
 from pruning import PruningConfig
 from tests.engine.recording import answer_traced
 from tests.engine.reference import dense_logits, prompt_inputs
@@ -81,3 +83,18 @@ def test_an_end_token_ends_a_forced_answer_only_where_it_stands_last(llm):
 def test_senseless_forced_tokens_are_refused(llm, ids, message):
     with pytest.raises(ValueError, match=f"^request 0: .*{message}"):
         llm.answer([Request(make_video(1), "what", forced_token_ids=ids)], PRUNED)
+
+
+@pytest.mark.parametrize("ids", [(1.0, 2.0), np.array([1, 2]), "ab", 3])
+def test_forced_tokens_that_are_none_cost_one_answer_only(llm, ids):
+    good = requests_of()[:2]
+    expected = llm.answer(good, PRUNED)
+    stream = iter([good[0], Request(make_video(1), "what", forced_token_ids=ids), good[1]])
+    first, bad, last = sorted(llm.answer(stream, PRUNED), key=lambda outcome: outcome.number)
+    assert bad == Failure(1, "invalid_request", "forced_token_ids must be a list of whole numbers")
+    assert [first.token_ids, last.token_ids] == [answer.token_ids for answer in expected]
+
+
+def test_an_answer_holds_plain_numbers(llm):
+    [answer] = llm.answer([Request(make_video(1), "what", forced_token_ids=tuple(np.array([7, 8])))], PRUNED)
+    assert json.dumps(answer.token_ids) == "[7, 8]"

@@ -36,6 +36,12 @@ def test_temperature_zero_takes_the_most_likely_token():
     assert choose_tokens(PROBABILITIES.log().expand(3, -1), [Sampler(0.0, 1.0, seed) for seed in range(3)]) == [1] * 3
 
 
+@pytest.mark.parametrize("temperature", [1e-3, 1e-300, 5e-324])
+def test_a_tiny_temperature_takes_the_most_likely_token(temperature):
+    logits = PROBABILITIES.log().expand(3, -1)
+    assert choose_tokens(logits, [Sampler(temperature, 1.0, seed) for seed in range(3)]) == [1] * 3
+
+
 def test_greedy_and_sampled_rows_share_a_batch():
     logits = PROBABILITIES.log().expand(2, -1)
     rows = [choose_tokens(logits, [Sampler(0.0, 1.0, 0), Sampler(1.0, 1.0, seed)]) for seed in range(50)]
@@ -52,3 +58,12 @@ def test_a_seed_gives_the_same_answer_in_any_batch(llm):
     together = llm.answer([ask(1, 6), ask(7), dataclasses.replace(ask(2), temperature=0.0), ask(7), ask(3)], pruning)
     assert together[1].token_ids == alone.token_ids == together[3].token_ids
     assert together[4].token_ids != alone.token_ids
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_numbers_are_refused_and_spend_no_random_number(temperature):
+    logits = torch.stack((PROBABILITIES.log(), torch.full((4,), torch.nan)))
+    samplers = [Sampler(temperature, 1.0, seed) for seed in (3, 4)]
+    with pytest.raises(ValueError, match="not numbers"):
+        choose_tokens(logits, samplers)
+    assert choose_tokens(logits[:1], samplers[:1]) == choose_tokens(logits[:1], [Sampler(temperature, 1.0, 3)])

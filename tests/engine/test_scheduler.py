@@ -249,13 +249,42 @@ def test_the_sequence_that_breaks_a_decode_step_fails_alone(llm, monkeypatch):
         llm.answer(requests, HALF)
 
 
+def test_a_choice_of_tokens_that_fails_is_made_again_in_halves(llm, monkeypatch):
+    requests = [ask(n, temperature=float(n % 2), forced_token_ids=(5, 6) if n == 2 else None) for n in range(5)]
+    whole = llm.answer(requests, HALF)
+    choose = decode.choose_tokens
+
+    def short_of_memory(logits, samplers):
+        for sampler in samplers:
+            sampler.draw()  # as far as it gets
+        if len(samplers) > 2:
+            raise torch.OutOfMemoryError("full")
+        return choose(logits, samplers)
+
+    monkeypatch.setattr(decode, "choose_tokens", short_of_memory)
+    again = llm.answer(requests, HALF)
+    assert ids(again) == ids(whole)
+    assert len(again[2].logprobs) == 2
+
+    def failing(logits, samplers):
+        if any(sampler.temperature for sampler in samplers):
+            raise RuntimeError("no dice")
+        return choose(logits, samplers)
+
+    monkeypatch.setattr(decode, "choose_tokens", failing)
+    outcomes = sorted(llm.answer(iter(requests), HALF), key=lambda outcome: outcome.number)
+    assert [outcomes[n] for n in (1, 3)] == [Failure(n, "generate_failed", "RuntimeError: no dice") for n in (1, 3)]
+    assert ids(outcomes[::2]) == ids(whole[::2])
+
+
 class FakeGraph:
-    """As a DecodeGraph: steps over the rows as they were placed, and the slabs do not know."""
+    """As a DecodeGraph: steps over the rows as they were placed, into the same logits, and the slabs do not know."""
 
     placed = 0
 
     def __init__(self, step, layers, device):
         self.layers = step
+        self.result = None
 
     def place(self, slabs, positions):
         type(self).placed += 1
@@ -269,7 +298,10 @@ class FakeGraph:
         for cache in self.slabs:
             cache.retreat()
         self.positions = [position + 1 for position in self.positions]
-        return logits
+        if self.result is None:
+            self.result = logits.new_empty(8, logits.shape[1])
+        self.result[: len(logits)] = logits
+        return self.result[: len(logits)]
 
 
 def test_a_graph_is_told_where_rows_lie_only_when_they_moved(llm, monkeypatch):
@@ -282,6 +314,19 @@ def test_a_graph_is_told_where_rows_lie_only_when_they_moved(llm, monkeypatch):
     assert FakeGraph.placed == 4  # when all came, and when all but the last left
     monkeypatch.setattr(scheduler, "_MAX_ROWS", 2)
     assert ids(llm.answer(requests, HALF)) == ids(whole)
+
+
+def test_two_streams_may_take_turns_on_one_graph(llm, monkeypatch):
+    requests = [ask(n, max_new_tokens=n + 4) for n in range(4)]
+    others = [ask(n + 4, max_new_tokens=9) for n in range(3)]
+    whole, rest = llm.answer(requests, HALF), llm.answer(others, HALF)
+    monkeypatch.setattr(decode, "DecodeGraph", FakeGraph)
+    monkeypatch.setattr(llm, "_decode_step", decode.GraphedStep(llm._family.decoder))
+    outcomes = []
+    for outcome in llm.answer(iter(requests), HALF):
+        outcomes.append(outcome)
+        assert ids(llm.answer(others, HALF)) == ids(rest)
+    assert ids(sorted(outcomes, key=lambda outcome: outcome.number)) == ids(whole)
 
 
 def test_a_step_that_fails_inside_leaves_the_caches_as_they_were(llm, monkeypatch):

@@ -172,6 +172,7 @@ class Unreachable(EvenPruner):
     ("bad", "pruning", "code", "message"),
     [
         (ask(1, max_new_tokens=0), HALF, "invalid_request", "max_new_tokens must be at least 1, not 0"),
+        (ask(1, max_new_tokens=2.5), HALF, "invalid_request", "max_new_tokens must be a whole number, not 2.5"),
         (Request(np.zeros((2, 8, 8)), "what"), HALF, "invalid_request", "frames must be uint8, not float64"),
         (ask(1, max_new_tokens=5000), HALF, "prompt_too_long", "exceed the 4096 positions"),
         (ask(1, retention=0.1), Unreachable(), "retention_unreachable", "even cannot reach a retention of 0.1"),
@@ -246,3 +247,14 @@ def test_videos_that_come_encoded_are_streamed_too(llm):
     requests = [Request(video, "what", max_new_tokens=4) for video in encoded]
     streamed = by_number(llm.answer(iter(requests), HALF))
     assert [a.token_ids for a in streamed] == [a.token_ids for a in llm.answer(requests, HALF)]
+
+
+def test_a_video_whose_tokens_are_not_numbers_fails_by_itself(llm):
+    [encoded] = llm.encode([make_video(3)])
+    spoilt = dataclasses.replace(encoded, tokens=torch.full_like(encoded.tokens, torch.nan))
+    requests = [ask(0), Request(spoilt, "what happens", max_new_tokens=6, seed=1), ask(2)]
+    first, failure, last = by_number(llm.answer(iter(requests), PruningConfig(method="none")))
+    assert isinstance(first, Answer)
+    assert isinstance(last, Answer)
+    assert isinstance(failure, Failure)
+    assert (failure.code, "not numbers" in failure.message) == ("generate_failed", True)
