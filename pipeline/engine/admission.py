@@ -36,9 +36,9 @@ def admit(
     retention = retention if request.retention is None else request.retention
     try:
         prompt = _tokenize(family, request)
+        grid = family.grid(request.num_frames, request.frame_size)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-    grid = family.grid(request.num_frames, request.frame_size)
     if isinstance(request.frames, EncodedVideo):
         _check_encoded(request.frames, family, grid, pruner, name)
     if request.forced_token_ids is not None:
@@ -114,4 +114,5 @@ def check_same_video(first: Sequence, second: Sequence) -> None:
 
 def _shape(sequence: Sequence) -> tuple[int, ...]:
     frames = sequence.request.frames
-    return tuple(frames.tokens.shape if isinstance(frames, EncodedVideo) else frames.shape)
+    # tokens of 2x4 and of 4x2 are as many
+    return (*frames.tokens.shape, *(frames.size or ())) if isinstance(frames, EncodedVideo) else tuple(frames.shape)

@@ -64,9 +64,11 @@ class VideoLLM:
             raise ModelError(f"max_positions must be at least 1, not {max_positions}")
         checkpoint = Checkpoint.open(source)
         family_class = family_of(checkpoint)
-        check_weights_fit(checkpoint, chosen_dtype, chosen_device)
-        family = family_class.load(checkpoint, chosen_dtype, chosen_device)
-        quantize(family.decoder, quantization, chosen_device)
+        check_weights_fit(checkpoint, chosen_dtype, chosen_device, quantization)
+        if quantization == "none":
+            family = family_class.load(checkpoint, chosen_dtype, chosen_device)
+        else:
+            family = _load_quantized(checkpoint, family_class, chosen_dtype, chosen_device, quantization)
         if max_positions is not None:
             family.decoder.max_positions = max_positions
         return cls(checkpoint, family, quantization)
@@ -109,17 +111,7 @@ class VideoLLM:
         videos = list(videos)
         for number, frames in enumerate(videos):
             check_frames(frames, f"video {number}")
-        # Tokens come out as views of one tensor: a copy lets each video be kept, or freed, by itself.
-        return [
-            EncodedVideo(
-                tokens=video.tokens.clone(),
-                frames=video.frames,
-                attention=None if video.attention is None else video.attention.clone(),
-                vision_ms=video.vision_ms,
-                size=video.size,
-            )
-            for video in encode_frames(self._family, videos, attention, self._plan_memory().patches)
-        ]
+        return encode_frames(self._family, videos, attention, self._plan_memory().patches)
 
     @overload
     def answer(
@@ -208,6 +200,23 @@ class VideoLLM:
         if isinstance(pruning, PruningConfig):
             return make_pruner(self.resolve(pruning)), pruning.retention, pruning.kv_retention
         return pruning, 1.0, 1.0
+
+
+def _load_quantized(
+    checkpoint: Checkpoint,
+    family_class: type[Family],
+    dtype: torch.dtype,
+    device: torch.device,
+    quantization: QuantizationName,
+) -> Family:
+    """A model whose whole weights are in main memory alone: the device gets each layer as it is quantized."""
+    cpu = torch.device("cpu")
+    check_weights_fit(checkpoint, dtype, cpu)
+    family = family_class.load(checkpoint, dtype, cpu)
+    quantize(family.decoder, quantization, device)
+    with torch.inference_mode(False):  # tensors of torchao's cannot be exchanged inside of it
+        family.to(device)
+    return family
 
 
 def _admit_stream(

@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 _USABLE = {"cuda": 0.9, "cpu": 0.5}
 _KV_SHARE, _PREFILL_SHARE, _MLP_SHARE, _VISION_SHARE = 0.5, 0.25, 0.0625, 0.125  # of what may be used
 
-# More at once makes nothing faster; on the CPU fewer rows of an MLP are, which stay in its cache.
+# More at once makes nothing faster; on the CPU fewer patches and rows of an MLP are, which stay in its cache.
 _MOST_PREFILL_TOKENS = 16_384
-_MOST_PATCHES = {"cuda": 32_768, "cpu": 4_096}
+_MOST_PATCHES_CUDA, _MOST_PATCHES_CPU = 32_768, 1_152
 _MOST_MLP_ROWS_CUDA, _MOST_MLP_ROWS_CPU = 8_192, 1_024
 _LEAST_MLP_ROWS = 256
 
-# Numbers that a vision tower of today's models (1152 to 1280 wide, 27 to 32 layers) and its projector hold for each
-# patch at their largest; measured with SigLIP-so400m: 21,000, and 39 MiB whatever the number of patches.
-_NUMBERS_PER_PATCH = 28_000
+# Numbers that a vision tower of today's models (1152 to 1280 wide) and its projector hold for each patch at their
+# largest, its pixels included; measured without these: SigLIP-so400m 11,000, Qwen2-VL's 18,000, however many layers.
+_NUMBERS_PER_PATCH = 21_000
 
 # Selection works on blocks of up to so many tokens, a bounded number of kernels at a time, of which the
 # greedy choice holds a copy and what it cuts that down to.
@@ -82,7 +82,7 @@ class MemoryPlan:
             free=free,
             kv_bytes=int(usable * _KV_SHARE),
             prefill_tokens=max(1, min(_MOST_PREFILL_TOKENS, int(usable * _PREFILL_SHARE) // token)),
-            patches=max(1, min(_MOST_PATCHES[device.type], int(usable * _VISION_SHARE) // patch)),
+            patches=max(1, min(most_patches(device), int(usable * _VISION_SHARE) // patch)),
             mlp_rows=max(_LEAST_MLP_ROWS, min(most_mlp_rows(device), int(usable * _MLP_SHARE) // row)),
         )
 
@@ -101,13 +101,13 @@ class MemoryPlan:
     ) -> int:
         """Predicted peak of one request by itself, beside the weights: the largest of its phases.
 
-        Vision: the video's tokens, in parts and joined. Prefill, beside those tokens and the cache: at the input
+        Vision: the video's tokens and one call of the tower. Prefill, beside those tokens and the cache: at the input
         float32 pieces of the tokens and the merged rows; in a layer its activations. A pruning method
         that selects among more than 1,024 tokens at a time needs more.
         """
         numbers = plan.num_tokens * self.shape.hidden
         tokens = numbers * self.itemsize
-        vision = 2 * tokens + self.patches * _NUMBERS_PER_PATCH * self.itemsize
+        vision = tokens + self.patches * _NUMBERS_PER_PATCH * self.itemsize
         cached = [math.ceil(kv_retention * count) + text_tokens for count in plan.attention_tokens()]
         widened = 2 if self.itemsize == 4 else 3  # scaled, multiplied, and where the dtype is another a float32 copy
         pieces = 4 * widened * min(numbers, numbers_at_once(self.device)) + 12 * 8 * plan.num_tokens
@@ -147,6 +147,11 @@ class MemoryPlan:
 def weight_bytes(module: nn.Module) -> int:
     """Bytes of a module's parameters and buffers, tied ones once, quantized ones at the size that they have."""
     return sum(_tensor_bytes(tensor) for tensor in (*module.parameters(), *module.buffers()))
+
+
+def most_patches(device: torch.device) -> int:
+    """Patches that a call of the vision tower takes where memory is plenty."""
+    return _MOST_PATCHES_CUDA if device.type == "cuda" else _MOST_PATCHES_CPU
 
 
 def most_mlp_rows(device: torch.device) -> int:

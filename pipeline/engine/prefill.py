@@ -57,8 +57,13 @@ class Prefill:
         self._prune_ms = 0.0
 
     def run(self, videos: list[EncodedVideo]) -> torch.Tensor:
-        """Logits float32 [B, vocabulary] after the prompts; `videos` are the sequences' unpruned tokens."""
+        """Logits float32 [B, vocabulary] after the prompts.
+
+        `videos` are the sequences' unpruned tokens: the list is emptied once they are pruned, so that their
+        memory is free for the layers.
+        """
         packed = self._pack(videos)
+        videos.clear()
         for layer in range(self._last):
             self._run_layer(layer, packed)
         if any(self._is_last_traced(sequence) for sequence in self._sequences):

@@ -31,7 +31,7 @@ class FramePreprocessor:
 
         A folder without settings is given `default`, and refused where there is none.
         """
-        found = _read_processor_config(folder)
+        found = read_processor_config(folder)
         if found is None and default is not None:
             return default
         if found is None:
@@ -50,8 +50,8 @@ class FramePreprocessor:
         return cls(
             height=int(size["height"]),
             width=int(size["width"]),
-            mean=_three_numbers(config, "image_mean", source),
-            std=_three_numbers(config, "image_std", source),
+            mean=three_numbers(config, "image_mean", source),
+            std=three_numbers(config, "image_std", source),
             rescale_factor=float(config.get("rescale_factor", 1 / 255)),
         )
 
@@ -72,7 +72,7 @@ class FramePreprocessor:
         return pixels.to(dtype).contiguous()
 
 
-def _read_processor_config(folder: Path) -> tuple[dict[str, Any], Path] | None:
+def read_processor_config(folder: Path) -> tuple[dict[str, Any], Path] | None:
     """The settings for video frames: a video processor's own where the folder has one; None without any."""
     for name, key in (
         ("video_preprocessor_config.json", None),
@@ -90,7 +90,7 @@ def _read_processor_config(folder: Path) -> tuple[dict[str, Any], Path] | None:
     return None
 
 
-def _three_numbers(config: dict[str, Any], key: str, source: Path) -> tuple[float, float, float]:
+def three_numbers(config: dict[str, Any], key: str, source: Path) -> tuple[float, float, float]:
     """One value a colour channel; a missing key is an error, since models differ in it."""
     values = config.get(key)
     if not isinstance(values, list) or len(values) != 3:

@@ -153,11 +153,11 @@ class Scheduler:
         try:
             videos = self._encoder.encode(pack, behind)
             self._prefixes.retain(sequence for sequence in behind if sequence.video in self._encoder)
+            self._encoder.retain(behind)  # its pack's own are in `videos` alone now
             cache, logits = prefill(self._family, self._pruner, pack, videos, self._prefixes)
             self._logits = logits if self._logits is None else torch.cat((self._logits, logits))
         except Exception as error:
             return error
-        self._encoder.retain(behind)
         self._slabs.append(Slab(cache, list(pack)))
         for sequence in pack:
             sequence.release_frames()

@@ -9,10 +9,8 @@ import numpy as np
 import torch
 
 from pipeline.engine.families import Family
+from pipeline.engine.memory import most_patches
 
-# Patches in one call of the vision tower: enough to fill the device, little enough to bound memory.
-_PATCHES_CPU = 4_096
-_PATCHES_CUDA = 32_768
 _SOURCE_BYTES = 64 * 2**20  # raw frames that are resized at once
 
 
@@ -22,30 +20,41 @@ def encode_videos(
     with_attention: bool = False,
     patches: int | None = None,
 ) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
-    """uint8 videos [T, H, W, 3], sizes may differ, to video tokens [N, hidden] each.
+    """uint8 videos [T, H, W, 3], sizes may differ, to video tokens [N, hidden] each, in memory of their own.
 
     Beside each stands, if asked for, the attention [N] float32 that its tokens' places received in
     the vision tower's last layer, else None. `patches` is how many one call of the vision tower may
     take, None for the device's usual number; a single row that has more goes alone.
     """
     if patches is None:
-        patches = _PATCHES_CUDA if family.decoder.device.type == "cuda" else _PATCHES_CPU
-    tower = _Tower(family, len(videos), with_attention, patches)
+        patches = most_patches(family.decoder.device)
+    counts = [family.grid(video.shape[0], _size(video)).tokens for video in videos]
+    tower = _Tower(family, counts, with_attention, patches)
     for number, rows in _preprocess(family, videos, patches):
         tower.take(number, rows)
     tower.flush()
-    return [(_join([tokens for tokens, _ in part]), _join([received for _, received in part])) for part in tower.parts]
+    return tower.encoded
 
 
 class _Tower:
     """The vision tower behind a queue: rows of one shape wait until they fill a call, whosever they are."""
 
-    def __init__(self, family: Family, num_videos: int, with_attention: bool, patches: int) -> None:
+    def __init__(self, family: Family, counts: Sequence[int], with_attention: bool, patches: int) -> None:
+        """`counts` are the tokens of each video."""
+        decoder = family.decoder
         self._family = family
         self._with_attention = with_attention
         self._patches = patches
         self._waiting: list[tuple[int, torch.Tensor]] = []  # rows of one shape, with the number of their video
-        self.parts: list[list[tuple[torch.Tensor, torch.Tensor | None]]] = [[] for _ in range(num_videos)]
+        # Allocated whole: parts that are joined at the end would need room twice.
+        self.encoded: list[tuple[torch.Tensor, torch.Tensor | None]] = [
+            (
+                torch.empty(count, decoder.shape.hidden, dtype=decoder.dtype, device=decoder.device),
+                torch.empty(count, dtype=torch.float32, device=decoder.device) if with_attention else None,
+            )
+            for count in counts
+        ]
+        self._filled = [0] * len(counts)
 
     def take(self, number: int, rows: torch.Tensor) -> None:
         """Rows of `preprocess` of a video, which are encoded as soon as they fill whole calls."""
@@ -72,16 +81,19 @@ class _Tower:
             start = 0
             for number, run in itertools.groupby(owners[first : first + at_once]):
                 end = start + len(list(run))
-                self.parts[number].append((tokens[start:end], None if received is None else received[start:end]))
+                self._hand_out(number, tokens[start:end], None if received is None else received[start:end])
                 start = end
         # what is left belongs to the video that came last, and must not keep the encoded rows alive
         self._waiting = [(owners[-1], rows[count:].clone())] if count < len(owners) else []
 
-
-def _join(parts: list[torch.Tensor | None]) -> torch.Tensor | None:
-    """Parts [rows, positions, …] of one video as [N, …]; None if there are none."""
-    tensors = [part.flatten(0, 1) for part in parts if part is not None]
-    return torch.cat(tensors) if tensors else None
+    def _hand_out(self, number: int, tokens: torch.Tensor, received: torch.Tensor | None) -> None:
+        """The next tokens [rows, positions, hidden] of a video, and the attention that they received."""
+        first = self._filled[number]
+        self._filled[number] = end = first + tokens.shape[0] * tokens.shape[1]
+        whole, whole_received = self.encoded[number]
+        whole[first:end].unflatten(0, tokens.shape[:2]).copy_(tokens)
+        if whole_received is not None and received is not None:
+            whole_received[first:end] = received.flatten()
 
 
 def _preprocess(
@@ -91,7 +103,7 @@ def _preprocess(
 
     Videos of one token grid follow each other, so that their rows can be encoded together.
     """
-    grids = [family.grid(1, (int(video.shape[1]), int(video.shape[2]))) for video in videos]
+    grids = [family.grid(1, _size(video)) for video in videos]
     for number in sorted(range(len(videos)), key=lambda n: (grids[n].positions, grids[n].columns or 0)):
         video = videos[number]
         # A token stands for a few patches, so this is a few calls of the tower; small frames may grow in `preprocess`.
@@ -100,6 +112,11 @@ def _preprocess(
         for start in range(0, video.shape[0], frames_at_once):
             part = _as_tensor(video[start : start + frames_at_once])
             yield number, family.preprocess(part.to(family.decoder.device, non_blocking=True))
+
+
+def _size(video: np.ndarray | torch.Tensor) -> tuple[int, int]:
+    """Height and width of a video's frames."""
+    return int(video.shape[1]), int(video.shape[2])
 
 
 def _as_tensor(frames: np.ndarray | torch.Tensor) -> torch.Tensor:

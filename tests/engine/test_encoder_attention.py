@@ -5,8 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.engine import Request
-from pipeline.engine.families import siglip_attention
-from pipeline.engine.families.siglip_attention import SiglipAttention
+from pipeline.engine.families import attention_received
+from pipeline.engine.families.siglip import SiglipTower
 from pruning import Needs
 from tests.engine.pruners import EvenPruner
 from tests.engine.videos import make_video
@@ -30,7 +30,7 @@ def test_attention_equals_transformers_plain_attention(pair, monkeypatch):
     llm, reference = pair
     videos = [make_video(3), make_video(2, seed=1)]
     for limit in (2**26, 1):  # all frames and heads at once, then one by one
-        monkeypatch.setattr(siglip_attention, "_MAX_NUMBERS", limit)
+        monkeypatch.setattr(attention_received, "_MAX_NUMBERS", limit)
         for frames, video in zip(videos, llm.encode(videos, attention=True), strict=True):
             expected = plain_attention(llm, reference, frames)
             assert expected.std() > 0.02 * expected.mean()  # else uniform attention would pass as well
@@ -51,11 +51,14 @@ def test_the_layer_is_the_last_one_whose_output_is_used(pair, feature_layer, lay
     llm, reference = pair
     frames = make_video(2)
     tower = llm._family._model.model.vision_tower
-    with SiglipAttention(tower, feature_layer) as attention:
-        tower(llm._family.preprocess(torch.as_tensor(frames)))
+    pixels = llm._family.preprocess(torch.as_tensor(frames))
+    features, received = SiglipTower(tower, feature_layer)(pixels, with_attention=True)
     expected = plain_attention(llm, reference, frames, layer).flatten(1)
-    torch.testing.assert_close(attention.received(), expected, atol=1e-7, rtol=1e-4)
-    torch.testing.assert_close(attention.received().sum(dim=1), torch.ones(2))
+    torch.testing.assert_close(received, expected, atol=1e-7, rtol=1e-4)
+    torch.testing.assert_close(received.sum(dim=1), torch.ones(2))
+    states = reference.model.vision_tower(pixels, output_hidden_states=True).hidden_states
+    wanted = [feature_layer] if isinstance(feature_layer, int) else feature_layer
+    torch.testing.assert_close(features, torch.cat([states[index] for index in wanted], dim=-1), atol=1e-5, rtol=1e-4)
 
 
 def test_a_pruner_gets_it_at_the_input_and_only_if_it_asks(llm):

@@ -173,7 +173,7 @@ def test_encoder_attention_is_that_of_the_last_block(pair, monkeypatch):
     llm, reference = pair
     videos = [make_video(5), make_video(2, 90, 30, seed=1)]
     for limit in (2**26, 1):  # all steps and heads at once, then one by one
-        monkeypatch.setattr("pipeline.engine.families.qwen2_vl_vision._MAX_NUMBERS", limit)
+        monkeypatch.setattr("pipeline.engine.families.attention_received._MAX_NUMBERS", limit)
         for frames, video in zip(videos, llm.encode(videos, attention=True), strict=True):
             expected = plain_attention(reference, *patches_of(llm, frames))
             assert expected.std() > 0.02 * expected.mean()  # else uniform attention would pass as well
@@ -238,8 +238,15 @@ def test_pruners_get_the_grid_and_the_attention_of_steps(llm):
         assert view.prompt.shape == (len(prompt), 64)
 
 
+def test_one_key_for_encoded_videos_of_equal_length_and_other_grids_is_refused(llm):
+    flat, tall = llm.encode([make_video(2, 16, 32), make_video(2, 32, 16)])
+    assert flat.tokens.shape == tall.tokens.shape
+    with pytest.raises(ValueError, match=r"^request 1: video_key 'v' stands for frames of another shape in request 0$"):
+        llm.answer([Request(video, "what", max_new_tokens=1, video_key="v") for video in (flat, tall)], DENSE)
+
+
 def test_frames_that_are_far_too_narrow_are_refused(llm):
-    with pytest.raises(ValueError, match="frames of 2x402 pixels are narrower than 1:200"):
+    with pytest.raises(ValueError, match=r"^request 0: frames of 2x402 pixels are narrower than 1:200"):
         llm.answer([Request(torch.zeros(1, 2, 402, 3, dtype=torch.uint8), "what")], DENSE)
 
 

@@ -57,6 +57,10 @@ class Family(Protocol):
         """Load weights, tokenizer and processor settings; ModelError if anything does not fit."""
         ...
 
+    def to(self, device: torch.device) -> None:
+        """Move weights and tables to another device; those that are there already stay as they are."""
+        ...
+
     @classmethod
     def sizes(cls, checkpoint: Checkpoint) -> ModelSizes:
         """Sizes from the config alone; ModelError if it is not one of this family's."""

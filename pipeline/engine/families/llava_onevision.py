@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any, ClassVar, Self
 
 import torch
@@ -19,7 +18,7 @@ from pipeline.engine.checkpoint import Checkpoint, one_line
 from pipeline.engine.decoder import Decoder, check_decoder_config
 from pipeline.engine.errors import ModelError
 from pipeline.engine.families.base import ModelSizes, PromptTokens
-from pipeline.engine.families.siglip_attention import SiglipAttention
+from pipeline.engine.families.siglip import SiglipTower
 from pipeline.engine.preprocess import FramePreprocessor
 from pruning import VideoGrid
 
@@ -37,6 +36,7 @@ class LlavaOnevision:
         self._model = model
         self._chat = chat
         self._preprocessor = preprocessor
+        self._tower = SiglipTower(model.model.vision_tower, config.vision_feature_layer)
         self._columns = _columns(config)
         self._positions = self._columns**2
         self.frames_per_step = 1
@@ -51,6 +51,10 @@ class LlavaOnevision:
         chat = Chat.from_folder(checkpoint.folder, config.video_token_index, config.image_token_index)
         model: Any = checkpoint.load_weights(LlavaOnevisionForConditionalGeneration, dtype)
         return cls(model.to(device), chat, preprocessor)
+
+    def to(self, device: torch.device) -> None:
+        """Move weights and tables to another device."""
+        self._model.to(device)
 
     @classmethod
     def sizes(cls, checkpoint: Checkpoint) -> ModelSizes:
@@ -79,14 +83,9 @@ class LlavaOnevision:
     def encode(self, pixels: torch.Tensor, with_attention: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Pixels [T, 3, side, side] to video tokens [T, positions, hidden], and what SigLIP attends to if asked for."""
         model = self._model.model
-        attention = SiglipAttention(model.vision_tower, model.config.vision_feature_layer) if with_attention else None
-        with attention or nullcontext():
-            # transformers sees one video of T frames and puts its newline after the last of them
-            tokens = model.get_video_features(pixels[None]).pooler_output[0, :-1]
-        tokens = tokens.unflatten(0, (-1, self._positions))
-        if attention is None:
-            return tokens, None
-        return tokens, model.apply_pooling(attention.received()[..., None])[..., 0]
+        features, received = self._tower(pixels, with_attention)
+        tokens = model.apply_pooling(model.multi_modal_projector(features))
+        return tokens, None if received is None else model.apply_pooling(received[..., None])[..., 0]
 
     def time_instruction(self, frame_times_s: Sequence[float], duration_s: float) -> str | None:
         """None: it was trained without."""

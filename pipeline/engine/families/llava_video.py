@@ -8,7 +8,6 @@ Zhang et al., "Video Instruction Tuning with Synthetic Data" (arXiv 2410.02713),
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import ClassVar, Self
 
 import torch
@@ -18,7 +17,7 @@ from pipeline.engine.checkpoint import Checkpoint
 from pipeline.engine.decoder import Decoder
 from pipeline.engine.families.base import ModelSizes, PromptTokens
 from pipeline.engine.families.llava_video_model import LlavaVideoConfig, LlavaVideoModel
-from pipeline.engine.families.siglip_attention import SiglipAttention
+from pipeline.engine.families.siglip import SiglipTower
 from pipeline.engine.preprocess import FramePreprocessor
 from pipeline.engine.weights import fill_weights
 from pruning import VideoGrid
@@ -38,6 +37,7 @@ class LlavaVideo:
         self._model = model
         self._chat = chat
         self._preprocessor = preprocessor
+        self._tower = SiglipTower(model.tower, -1)  # the tower lacks its last layer already
         self.frames_per_step = 1
         self.decoder = Decoder(model.model, model.lm_head, model.config.text)
 
@@ -58,6 +58,10 @@ class LlavaVideo:
         model.tie_weights()
         model.fix_tables(device)
         return cls(model.eval(), chat, preprocessor)
+
+    def to(self, device: torch.device) -> None:
+        """Move weights and tables to another device."""
+        self._model.to(device)
 
     @classmethod
     def sizes(cls, checkpoint: Checkpoint) -> ModelSizes:
@@ -92,13 +96,11 @@ class LlavaVideo:
         Newlines stand for no patch and receive an attention of 0.
         """
         model = self._model
-        attention = SiglipAttention(model.tower, -1) if with_attention else None
-        with attention or nullcontext():
-            tokens = model.lay_out(model.video_features(pixels), model.model.image_newline)
-        if attention is None:
+        features, received = self._tower(pixels, with_attention)
+        tokens = model.lay_out(model.model.mm_projector(features), model.model.image_newline)
+        if received is None:
             return tokens, None
-        received = attention.received()[..., None]
-        return tokens, model.lay_out(received, received.new_zeros(1))[..., 0]
+        return tokens, model.lay_out(received[..., None], received.new_zeros(1))[..., 0]
 
     def time_instruction(self, frame_times_s: Sequence[float], duration_s: float) -> str | None:
         """What the model was told in training; to the letter, the space that it lacks included."""

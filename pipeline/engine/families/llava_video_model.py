@@ -128,13 +128,8 @@ class LlavaVideoModel(nn.Module):
         """Put the tables that are no weights on `device`: a model built on the meta device has none."""
         embeddings = self.tower.embeddings
         embeddings.position_ids = torch.arange(embeddings.num_positions, device=device)[None]
-        with device:
-            self.model.rotary_emb = Qwen2RotaryEmbedding(self.config.text)
-
-    def video_features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Pixels [T, 3, side, side] to projected patches [T, patches, hidden]; the tower's last norm is left out."""
-        patches = self.tower.encoder(inputs_embeds=self.tower.embeddings(pixels)).last_hidden_state
-        return self.model.mm_projector(patches)
+        # computed on the CPU as transformers does: a model that moves later has the same numbers
+        self.model.rotary_emb = Qwen2RotaryEmbedding(self.config.text).to(device)
 
     def lay_out(self, patches: torch.Tensor, newline: torch.Tensor) -> torch.Tensor:
         """Pool patches [T, patches, n] to a grid and end each of its rows with `newline` [n]: [T, positions, n]."""

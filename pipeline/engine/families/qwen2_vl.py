@@ -49,6 +49,10 @@ class Qwen2VL:
         model: Any = checkpoint.load_weights(Qwen2VLForConditionalGeneration, dtype)
         return cls(model.to(device), chat, preprocessor)
 
+    def to(self, device: torch.device) -> None:
+        """Move weights and tables to another device."""
+        self._model.to(device)
+
     @classmethod
     def sizes(cls, checkpoint: Checkpoint) -> ModelSizes:
         """Sizes from the config files alone, those of the picture for the largest grid: longer side, tokens a frame."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from pipeline.engine.errors import ModelError
-from pipeline.engine.preprocess import FramePreprocessor, _read_processor_config, _three_numbers
+from pipeline.engine.preprocess import FramePreprocessor, read_processor_config, three_numbers
 
 # Tokens of a frame that the published models were shown in videos: the limits of transformers' video processor.
 _MIN_VIDEO_TOKENS = 128
@@ -50,7 +50,7 @@ class PatchPreprocessor:
         The published folders hold an image processor alone, which allows 16,384 tokens an image. It
         serves videos, too, but a frame gets at most the 768 tokens that videos had in training.
         """
-        found = _read_processor_config(folder)
+        found = read_processor_config(folder)
         if found is None:
             raise ModelError(f"{folder}: no preprocessor_config.json")
         config, source = found
@@ -74,8 +74,8 @@ class PatchPreprocessor:
             **sides,
             min_pixels=least,
             max_pixels=most,
-            mean=_three_numbers(config, "image_mean", source),
-            std=_three_numbers(config, "image_std", source),
+            mean=three_numbers(config, "image_mean", source),
+            std=three_numbers(config, "image_std", source),
             rescale_factor=float(config.get("rescale_factor", 1 / 255)),
         )
 

@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.engine.decoder import Rope
-
-_MAX_NUMBERS = 2**26  # attention weights held at once, float32: 256 MiB
+from pipeline.engine.families.attention_received import attention_received
 
 
 class VisionTower:
@@ -39,12 +38,13 @@ class VisionTower:
         rope = self._rope(hidden, rows, columns)
         received = None
         for block in self._blocks:
-            query, key, value = _heads(block.attn, block.norm1(hidden), rope)
-            if with_attention and block is self._blocks[-1]:
-                received = _received(query, key).unflatten(1, (-1, merged)).mean(dim=2)
-            attended = F.scaled_dot_product_attention(query, key, value)
-            hidden = hidden + block.attn.proj(attended.transpose(1, 2).flatten(2))
+            is_watched = with_attention and block is self._blocks[-1]
+            attended, received = _attend(block.attn, block.norm1(hidden), rope, is_watched)
+            hidden = hidden + attended
+            del attended  # the MLP needs the room
             hidden = hidden + block.mlp(block.norm2(hidden))
+        if received is not None:
+            received = received.unflatten(1, (-1, merged)).mean(dim=2)
         return self._merger(hidden).unflatten(0, (num_steps, -1)), received
 
     def _rope(self, like: torch.Tensor, rows: int, columns: int) -> Rope:
@@ -56,23 +56,18 @@ class VisionTower:
         return Rope(*self._rotary(like, places.flatten(0, 3)))
 
 
+def _attend(
+    attention: Any, normed: torch.Tensor, rope: Rope, is_watched: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Attention inside each step, [T, patches, embedding], and what each patch received of it, if asked for."""
+    query, key, value = _heads(attention, normed, rope)
+    received = attention_received(query, key) if is_watched else None
+    attended = F.scaled_dot_product_attention(query, key, value)
+    return attention.proj(attended.transpose(1, 2).flatten(2)), received
+
+
 def _heads(attention: Any, normed: torch.Tensor, rope: Rope) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Rotated queries and keys and plain values of [T, patches, embedding], [T, heads, patches, head size] each."""
     query, key, value = attention.qkv(normed).unflatten(-1, (3, attention.num_heads, -1)).unbind(dim=2)
     query, key = (rope.rotate(part.float()).to(part.dtype) for part in (query, key))
     return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-
-
-def _received(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """Share of attention that each patch receives inside its step, float32 [T, patches].
-
-    Softmax over the patches, mean over queries and heads: each step sums to 1. `query` and `key` are
-    [T, heads, patches, head size].
-    """
-    steps, _, patches, head_size = query.shape
-    query = query.flatten(0, 1).float() * head_size**-0.5
-    key = key.flatten(0, 1).float()
-    at_once = max(1, _MAX_NUMBERS // patches**2)
-    parts = zip(query.split(at_once), key.split(at_once), strict=True)
-    shares = torch.cat([(q @ k.transpose(1, 2)).softmax(dim=-1).mean(dim=1) for q, k in parts])
-    return shares.view(steps, -1, patches).mean(dim=1)
