@@ -107,11 +107,11 @@ class Decoder:
         """The residual stream after `layer`'s MLP, whose wide activations exist for `mlp_rows` tokens at a time."""
         block = self.layers[layer]
         if hidden.shape[0] <= self.mlp_rows:
-            return hidden + block.mlp(_rms_norm(block.post_attention_layernorm, hidden))
+            return hidden + _gated_mlp(block.mlp, _rms_norm(block.post_attention_layernorm, hidden))
         output = torch.empty_like(hidden)
         pieces = -(-hidden.shape[0] // self.mlp_rows)
         for rows, place in zip(hidden.tensor_split(pieces), output.tensor_split(pieces), strict=True):
-            torch.add(rows, block.mlp(_rms_norm(block.post_attention_layernorm, rows)), out=place)
+            torch.add(rows, _gated_mlp(block.mlp, _rms_norm(block.post_attention_layernorm, rows)), out=place)
         return output
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -124,6 +124,8 @@ def check_decoder_config(config: Any) -> None:
     if config.model_type not in _MODEL_TYPES:
         supported = ", ".join(_MODEL_TYPES)
         raise ModelError(f"language model {config.model_type!r} is not supported; supported: {supported}")
+    if config.hidden_act != "silu":
+        raise ModelError(f"activation {config.hidden_act!r} is not supported; supported: silu")
     if any(kind != "full_attention" for kind in config.layer_types):
         raise ModelError("sliding window attention is not supported")
     rope_type = config.rope_parameters["rope_type"]
@@ -134,6 +136,12 @@ def check_decoder_config(config: Any) -> None:
         pairs = config.hidden_size // config.num_attention_heads // 2
         if len(sections) != 3 or sum(sections) != pairs:
             raise ModelError(f"mrope_section {sections} must divide the {pairs} pairs of a head among three axes")
+
+
+def _gated_mlp(mlp: Any, normed: torch.Tensor) -> torch.Tensor:
+    """A Qwen2MLP that holds two wide activations at a time, not three."""
+    gate = F.silu(mlp.gate_proj(normed), inplace=True)
+    return mlp.down_proj(gate.mul_(mlp.up_proj(normed)))
 
 
 def _rms_norm(norm: Any, hidden: torch.Tensor) -> torch.Tensor:

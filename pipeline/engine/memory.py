@@ -234,8 +234,8 @@ def _numbers_in_stage(shape: DecoderShape) -> int:
 
 
 def _numbers_per_mlp_row(shape: DecoderShape) -> int:
-    """Numbers that an MLP holds for each row: gate, up and product, the row normed and its output."""
-    return 3 * shape.ffn + 2 * shape.hidden
+    """Numbers that an MLP holds for each row: gate and up, the row normed and its output."""
+    return 2 * shape.ffn + 2 * shape.hidden
 
 
 def _tensor_bytes(tensor: torch.Tensor) -> int:
