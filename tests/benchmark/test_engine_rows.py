@@ -78,6 +78,16 @@ def test_flops_and_bytes_are_counted_by_hand():
     assert (row.prune_ms, row.peak_mb) == (None, None)
 
 
+def test_what_nothing_reads_of_the_last_layer_does_not_count_as_done():
+    plan = unpruned_plan(10, 8)
+    n, d = 15, 64
+    layer = n * (4 * d * 64 + 4 * d * 32) + 2 * 64 * n * (n + 1) + 6 * n * d * 96
+    last = n * 4 * d * 32 + 4 * d * 64 + 4 * 64 * n + 6 * d * 96  # all keys and values, the rest for one token
+    row = make_row("engine", 1.0, [run([plan])], SHAPE, 1000, 2, is_last_layer_cut=True)
+    assert row.achieved_tflops == pytest.approx((7 * layer + last) / 0.010 / 1e12)
+    assert row.flops_ratio == 1
+
+
 def test_a_batch_reads_the_weights_once_a_step_and_every_cache():
     plan = unpruned_plan(10, 8)
     alone = make_row("engine", 1.0, [run([plan])], SHAPE, 1000, 2)
@@ -164,6 +174,7 @@ def test_aims_on_a_cpu():
     assert [(round(check.value, 3), check.bound, check.passed) for check in checks] == [
         (1.0, 1.05, True),  # 160 / 160
         (0.833, 0.9, False),  # 100 / 30 · 0.25
+        (0.933, 0.9, True),  # 100 / 30 · 28 / 100: done at the same TFLOP/s
         (3.0, 3.0, True),  # 8 · 15 / 80 over 15 / 30
         (0.029, 0.05, True),  # 2 / 70
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pruning import StagePlan
 from pruning.cost import DecoderShape, prefill_flops
@@ -41,8 +41,9 @@ class Row:
 
     Milliseconds, tokens and TFLOP/s are those of the whole batch. `total_ms` is wall time, frames to
     tokens. `flops_ratio` is exact, pruned over unpruned prefill of the language model;
-    `achieved_tflops` these FLOPs by `prefill_ms`, `achieved_gbs` the bytes of weights and cache that
-    decoding has to read, by its time. `peak_mb` is the largest memory in use, weights included: what
+    `achieved_tflops` the FLOPs that were done by `prefill_ms` (the engine leaves those of the last layer
+    out that nothing reads, which `flops_ratio` counts on both sides), `achieved_gbs` the bytes of weights
+    and cache that decoding has to read, by its time. `peak_mb` is the largest memory in use, weights included: what
     torch had allocated on a GPU, the process's resident memory on a CPU (MiB).
     """
 
@@ -64,10 +65,20 @@ class Row:
 
 
 def make_row(
-    system: str, retention: float, runs: Sequence[Measurement], shape: DecoderShape, weight_bytes: int, itemsize: int
+    system: str,
+    retention: float,
+    runs: Sequence[Measurement],
+    shape: DecoderShape,
+    weight_bytes: int,
+    itemsize: int,
+    is_last_layer_cut: bool = False,
 ) -> Row:
-    """The row of some runs of one case; `weight_bytes` are read by each decoding step of the whole batch."""
+    """The row of some runs of one case; `weight_bytes` are read by each decoding step of the whole batch.
+
+    `is_last_layer_cut` where the system computes only keys and values of all tokens in the last layer.
+    """
     first = runs[0]
+    unread = sum(_unread_flops(shape, plan, first.text_tokens) for plan in first.plans) if is_last_layer_cut else 0
     flops = sum(_prefill_flops(shape, plan, first.text_tokens) for plan in first.plans)
     whole = sum(_prefill_flops(shape, _unpruned(plan), first.text_tokens) for plan in first.plans)
     prefill_ms = statistics.median([run.prefill_ms for run in runs])
@@ -87,7 +98,7 @@ def make_row(
         total_ms=statistics.median([run.total_ms for run in runs]),
         decode_tokens_per_s=len(first.plans) * steps / decode_ms * 1e3 if steps else None,
         flops_ratio=flops / whole,
-        achieved_tflops=flops / prefill_ms / 1e9,
+        achieved_tflops=(flops - unread) / prefill_ms / 1e9,
         achieved_gbs=(steps * weight_bytes + numbers * itemsize) / decode_ms / 1e6 if steps else None,
         peak_mb=_median_of_known([run.peak_mb for run in runs]),
     )
@@ -104,6 +115,16 @@ def _unpruned(plan: StagePlan) -> StagePlan:
 
 def _prefill_flops(shape: DecoderShape, plan: StagePlan, text: int) -> int:
     return prefill_flops(shape, [n + text for n in plan.attention_tokens()], [n + text for n in plan.mlp_tokens()])
+
+
+def _unread_flops(shape: DecoderShape, plan: StagePlan, text: int) -> int:
+    """FLOPs of the last layer for all tokens but the last one, keys and values apart: no logits depend on them."""
+    attention, mlp = plan.attention_tokens()[-1] + text, plan.mlp_tokens()[-1] + text
+    last_layer = replace(shape, layers=1)
+    keys_and_values = 4 * attention * shape.hidden * shape.kv_heads * shape.head_size
+    one_query = prefill_flops(last_layer, [1], [1]) - 4 * shape.hidden * shape.kv_heads * shape.head_size
+    its_attention = 4 * shape.heads * shape.head_size * (attention - 1)  # one key is already in `one_query`
+    return prefill_flops(last_layer, [attention], [mlp]) - keys_and_values - one_query - its_attention
 
 
 def _cache_numbers(shape: DecoderShape, run: Measurement) -> int:

@@ -108,7 +108,15 @@ class Bench:
         decoder = self._subject.family.decoder
         weights, itemsize = self._subject.read_bytes(), decoder.dtype.itemsize
         return [
-            make_row(case.system, case.retention, measured, decoder.shape, weights, itemsize)
+            make_row(
+                case.system,
+                case.retention,
+                measured,
+                decoder.shape,
+                weights,
+                itemsize,
+                is_last_layer_cut=case.system == SYSTEM,
+            )
             for case, measured in runs.items()
         ]
 
