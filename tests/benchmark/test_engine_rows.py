@@ -179,7 +179,7 @@ def test_aims_on_a_cpu():
         (0.029, 0.05, True),  # 2 / 70
     ]
     assert str(checks[1]).startswith("FAIL  prefill at 30%")
-    assert str(checks[3]).endswith("4 segments: 2.9% (≤ 5.0%)")
+    assert str(checks[4]).endswith("4 segments: 2.9% (≤ 5.0%)")
 
 
 def test_aims_on_a_gpu():
