@@ -1,6 +1,6 @@
 """Models that lie elsewhere: what is fetched of them, and how from an S3 prefix.
 
-Only the files of `MODEL_FILES` are listed or fetched, from the top folder: no pickle and no code.
+Only what `is_model_file` knows is listed or fetched, from the top folder: no pickle and no code.
 """
 
 from __future__ import annotations
@@ -18,26 +18,6 @@ from typing import Any, Protocol
 from pipeline.errors import ClusterError, UserError
 from pipeline.storage import filesystem_for, job_errors
 
-# What the engine reads of a checkpoint folder, and its calibration.
-MODEL_FILES = (
-    "config.json",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "video_preprocessor_config.json",
-    "processor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "calibration.json",
-)
 _MD5 = re.compile(r"[0-9a-f]{32}")
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
@@ -139,8 +119,11 @@ class S3Model:
 
 
 def is_model_file(name: str) -> bool:
-    """Whether a file of this name, relative to the model's folder, is one to fetch."""
-    return "/" not in name and any(fnmatch.fnmatchcase(name, pattern) for pattern in MODEL_FILES)
+    """Whether a file of this name, relative to the model's folder, is one to fetch: the engine reads it."""
+    from pipeline.engine.checkpoint import CONTENT_FILES  # late: a folder or a built-in model needs no torch here
+    from pruning.calibration import OWN_FILE
+
+    return "/" not in name and any(fnmatch.fnmatchcase(name, pattern) for pattern in (*CONTENT_FILES, OWN_FILE))
 
 
 def checked(files: list[RemoteFile], source: str) -> tuple[RemoteFile, ...]:

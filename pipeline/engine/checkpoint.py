@@ -19,7 +19,7 @@ from pruning.calibration import OWN_FILE
 _BUILTIN = {"builtin:tiny": Path(__file__).parent.parent / "tiny" / "checkpoint"}
 
 # Everything in a folder that can change an answer.
-_CONTENT_FILES = (
+CONTENT_FILES = (
     "config.json",
     "generation_config.json",
     "preprocessor_config.json",
@@ -74,7 +74,7 @@ class Checkpoint:
     def content_hash(self) -> str:
         """sha256 (hex) over the names and contents of the weight, config and tokenizer files."""
         digest = hashlib.sha256()
-        for path in sorted({p for pattern in _CONTENT_FILES for p in self.folder.glob(pattern)}):
+        for path in sorted({p for pattern in CONTENT_FILES for p in self.folder.glob(pattern)}):
             with path.open("rb") as file:
                 digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
         return digest.hexdigest()

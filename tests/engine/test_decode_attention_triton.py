@@ -1,9 +1,6 @@
 """The ragged decode kernels: interpreted and compiled where there is no GPU, run where there is one."""
 
 import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,33 +8,22 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.engine.decode_attention_triton import _num_splits, can_decode_ragged, ragged_decode_attention
+from tests.scripts import run_script
 
 HERE = Path(__file__).parent
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
 
-def run(script, **environment):
-    root = str(HERE.parent.parent)
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    return subprocess.run(
-        [sys.executable, HERE / script],
-        env={**os.environ, "PYTHONPATH": path, **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
 @needs_triton
 def test_interpreted_it_attends_as_sdpa():
-    done = run("decode_under_interpreter.py", TRITON_INTERPRET="1")
+    done = run_script(HERE / "decode_under_interpreter.py", TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stderr
     assert done.stdout == "same attention\n"
 
 
 @needs_triton
 def test_it_compiles_for_gpus_of_three_generations():
-    done = run("decode_for_gpus.py")
+    done = run_script(HERE / "decode_for_gpus.py")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["80 bf16", "80 fp32", "90 bf16", "90 fp16", "100 bf16"]
 

@@ -1,9 +1,6 @@
 """The Triton kernel against the torch path: interpreted and compiled where there is no GPU, run where there is one."""
 
 import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,33 +9,22 @@ import torch
 import pruning.dpp
 from pruning.dpp_fused import can_fuse
 from tests.pruning.test_dpp import features, gram
+from tests.scripts import run_script
 
 HERE = Path(__file__).parent
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
 
-def run(script, **environment):
-    root = str(HERE.parent.parent)
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    return subprocess.run(
-        [sys.executable, HERE / script],
-        env={**os.environ, "PYTHONPATH": path, **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
 @needs_triton
 def test_interpreted_it_picks_the_same():
-    done = run("fused_under_interpreter.py", TRITON_INTERPRET="1")
+    done = run_script(HERE / "fused_under_interpreter.py", TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stderr
     assert done.stdout == "same picks\n"
 
 
 @needs_triton
 def test_it_compiles_for_gpus_of_three_generations():
-    done = run("fused_for_gpus.py")
+    done = run_script(HERE / "fused_for_gpus.py")
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["80", "90", "100"]
 

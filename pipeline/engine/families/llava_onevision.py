@@ -19,11 +19,12 @@ from pipeline.engine.decoder import Decoder, check_decoder_config
 from pipeline.engine.errors import ModelError
 from pipeline.engine.families.base import ModelSizes, PromptTokens
 from pipeline.engine.families.siglip import SiglipTower
+from pipeline.engine.families.text import ChatText, PlainPositions
 from pipeline.engine.preprocess import FramePreprocessor
 from pruning import VideoGrid
 
 
-class LlavaOnevision:
+class LlavaOnevision(ChatText, PlainPositions):
     """A LLaVA-OneVision model on one device."""
 
     architecture: ClassVar[str] = "LlavaOnevisionForConditionalGeneration"
@@ -100,26 +101,6 @@ class LlavaOnevision:
         """Embeddings before the video, and newline plus embeddings after it."""
         newline = self._model.model.image_newline[None].to(self.decoder.dtype)
         return self.decoder.embed(prompt.before), torch.cat((newline, self.decoder.embed(prompt.after)))
-
-    def embed_user_prompt(self, prompt: str) -> torch.Tensor:
-        """Embeddings of the user's words alone, [m, hidden]."""
-        return self.decoder.embed(self._chat.prompt_ids(prompt))
-
-    def positions(self, prompt: PromptTokens, grid: VideoGrid) -> torch.Tensor:
-        """Plain counting, int64 [N + M]."""
-        return torch.arange(grid.tokens + prompt.length, device=self.decoder.device)
-
-    def next_position(self, prompt: PromptTokens, grid: VideoGrid) -> int:
-        """The unpruned sequence's length."""
-        return grid.tokens + prompt.length
-
-    def is_end(self, token_id: int) -> bool:
-        """Whether a generated token ends the answer."""
-        return token_id in self._chat.end_ids
-
-    def decode_text(self, token_ids: list[int]) -> str:
-        """Generated tokens as text, without special tokens."""
-        return self._chat.decode(token_ids)
 
 
 def _patches_a_side(config: LlavaOnevisionConfig) -> int:

@@ -18,6 +18,7 @@ from pipeline.engine.decoder import Decoder
 from pipeline.engine.families.base import ModelSizes, PromptTokens
 from pipeline.engine.families.llava_video_model import LlavaVideoConfig, LlavaVideoModel
 from pipeline.engine.families.siglip import SiglipTower
+from pipeline.engine.families.text import ChatText, PlainPositions
 from pipeline.engine.preprocess import FramePreprocessor
 from pipeline.engine.weights import fill_weights
 from pruning import VideoGrid
@@ -25,7 +26,7 @@ from pruning import VideoGrid
 _PLACE_HOLDER = "<image>"
 
 
-class LlavaVideo:
+class LlavaVideo(ChatText, PlainPositions):
     """A LLaVA-Video model on one device."""
 
     architecture: ClassVar[str] = "LlavaQwenForCausalLM"
@@ -118,23 +119,3 @@ class LlavaVideo:
     def embed_prompt(self, prompt: PromptTokens) -> tuple[torch.Tensor, torch.Tensor]:
         """Embeddings before the video and after it."""
         return self.decoder.embed(prompt.before), self.decoder.embed(prompt.after)
-
-    def embed_user_prompt(self, prompt: str) -> torch.Tensor:
-        """Embeddings of the user's words alone, [m, hidden]."""
-        return self.decoder.embed(self._chat.prompt_ids(prompt))
-
-    def positions(self, prompt: PromptTokens, grid: VideoGrid) -> torch.Tensor:
-        """Plain counting, int64 [N + M]."""
-        return torch.arange(grid.tokens + prompt.length, device=self.decoder.device)
-
-    def next_position(self, prompt: PromptTokens, grid: VideoGrid) -> int:
-        """The unpruned sequence's length."""
-        return grid.tokens + prompt.length
-
-    def is_end(self, token_id: int) -> bool:
-        """Whether a generated token ends the answer."""
-        return token_id in self._chat.end_ids
-
-    def decode_text(self, token_ids: list[int]) -> str:
-        """Generated tokens as text, without special tokens."""
-        return self._chat.decode(token_ids)

@@ -19,10 +19,11 @@ from pipeline.engine.errors import ModelError
 from pipeline.engine.families.base import ModelSizes, PromptTokens
 from pipeline.engine.families.qwen2_vl_pixels import PatchPreprocessor
 from pipeline.engine.families.qwen2_vl_vision import VisionTower
+from pipeline.engine.families.text import ChatText
 from pruning import VideoGrid
 
 
-class Qwen2VL:
+class Qwen2VL(ChatText):
     """A Qwen2-VL model on one device."""
 
     architecture: ClassVar[str] = "Qwen2VLForConditionalGeneration"
@@ -99,10 +100,6 @@ class Qwen2VL:
         """Embeddings before the video and after it."""
         return self.decoder.embed(prompt.before), self.decoder.embed(prompt.after)
 
-    def embed_user_prompt(self, prompt: str) -> torch.Tensor:
-        """Embeddings of the user's words alone, [m, hidden]."""
-        return self.decoder.embed(self._chat.prompt_ids(prompt))
-
     def positions(self, prompt: PromptTokens, grid: VideoGrid) -> torch.Tensor:
         """M-RoPE's places in time, height and width, int64 [3, N + M]: on all axes alike for text.
 
@@ -120,14 +117,6 @@ class Qwen2VL:
     def next_position(self, prompt: PromptTokens, grid: VideoGrid) -> int:
         """Behind the text, or behind the last step of a video that lasts longer than that."""
         return max(_text_after(prompt, grid) + len(prompt.after), len(prompt.before) + grid.frames)
-
-    def is_end(self, token_id: int) -> bool:
-        """Whether a generated token ends the answer."""
-        return token_id in self._chat.end_ids
-
-    def decode_text(self, token_ids: list[int]) -> str:
-        """Generated tokens as text, without special tokens."""
-        return self._chat.decode(token_ids)
 
 
 def _rows_columns(grid: VideoGrid) -> tuple[int, int]:
