@@ -102,6 +102,8 @@ def _take(
             is_own = True
         if fused:
             take_panel_fused(left, gains, stop, wanted, first, panel)
+        elif active == 1 and not kernel.is_cuda:
+            _take_panel_alone(left[0], gains[0], float(stop[0]), len(rows) - first, panel)
         else:
             _take_panel(left, gains, stop, wanted, first, rows[first : first + PANEL], panel)
         taken[:active].scatter_(1, items, gains.isneginf())
@@ -154,6 +156,29 @@ def _take_panel(
         now.addcmul_(factor, factor, value=-1)
         # Taken items drop out at -inf; a row that is not alive gets back what it had.
         now.scatter_(1, item, torch.where(alive, -torch.inf, gain))
+
+
+def _take_panel_alone(left: torch.Tensor, gains: torch.Tensor, stop: float, wanted: int, panel: torch.Tensor) -> None:
+    """`_take_panel` for a single kernel on the CPU, at the same numbers, bit for bit.
+
+    `left` is [n, n], `gains` [n], `panel` [1, PANEL, n]; `wanted` steps are still to be taken. Most of a step's time
+    are the calls themselves: what is a number here needs none of those that choose among rows.
+    """
+    factors = panel[0]
+    for step in range(len(factors)):
+        gain, item = gains.max(0)
+        place = int(item)
+        if step >= wanted or not float(gain) >= stop:
+            factors[step:] = 0.0
+            return
+        line = left[place]
+        if step:
+            weights = factors[:step, place].clone().view(1, 1, step)
+            line = torch.baddbmm(line.view(1, 1, -1), weights, panel[:, :step], alpha=-1).view(-1)
+        factor = factors[step]
+        torch.mul(line, gain.rsqrt_(), out=factor)
+        gains.addcmul_(factor, factor, value=-1)
+        gains[place] = -torch.inf
 
 
 def _offsets(batch: int, n: int, device: torch.device) -> torch.Tensor:
