@@ -12,6 +12,7 @@ from pipeline.engine.checkpoint import Checkpoint
 from pipeline.engine.errors import ModelError
 from pipeline.engine.families import family_of
 from pipeline.engine.quantization import QuantizationName, check_quantization
+from pipeline.frame_size import FrameSize
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
@@ -24,10 +25,10 @@ class ModelInfo:
     """A model as results and plans record it.
 
     `model_hash` is the sha256 (hex) over weight, config and tokenizer files. `default_frames` is
-    the number of frames that the model was trained for, `tokens_per_frame` the video tokens of each
-    at most, `frames_per_step` how many of them become one frame of the token grid together,
-    `calibration` the model's own calibration file (None: it has none); `quantization` the form of the
-    language model's weights.
+    the number of frames that the model was trained for, `frame_size` the size that it scales them to,
+    `tokens_per_frame` the video tokens of each at most, `frames_per_step` how many of them become one
+    frame of the token grid together, `calibration` the model's own calibration file (None: it has none);
+    `quantization` the form of the language model's weights.
     """
 
     name: str
@@ -36,7 +37,7 @@ class ModelInfo:
     dtype: str
     device: str
     default_frames: int
-    image_size: int
+    frame_size: FrameSize
     num_layers: int
     hidden_size: int
     max_positions: int
@@ -70,7 +71,7 @@ def describe(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, q
         dtype=str(dtype).removeprefix("torch."),
         device=device.type,
         default_frames=int(checkpoint.config.get("num_frames") or family.default_num_frames),
-        image_size=sizes.image_size,
+        frame_size=sizes.frame_size,
         num_layers=sizes.num_layers,
         hidden_size=sizes.hidden_size,
         max_positions=sizes.max_positions,

@@ -10,7 +10,7 @@ import torch
 
 from pipeline.engine.checkpoint import read_json
 from pipeline.engine.errors import ModelError
-from pipeline.engine.resize import resize_frames
+from pipeline.resize import resize_frames
 
 _BICUBIC = 3  # Pillow's number for the filter, as preprocessor_config.json writes it
 

@@ -10,6 +10,7 @@ from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGener
 from pipeline.engine import VideoLLM
 from pipeline.engine.checkpoint import Checkpoint
 from pipeline.engine.families.llava_onevision import LlavaOnevision
+from pipeline.frame_size import FixedSize
 from tests.engine.checkpoints import Shape, build_model, build_tokenizer, write_checkpoint
 
 VISION = {
@@ -102,7 +103,7 @@ def published(name: str) -> str:
 def test_published_shapes_and_names(tmp_path, text, is_tied, parameters, head_size):
     source = Checkpoint("published", tmp_path, {**CONFIG, "text_config": {**TEXT, **text}})
     sizes = LlavaOnevision.sizes(source)
-    assert (sizes.image_size, sizes.tokens_per_frame, sizes.max_positions) == (384, 196, 32768)
+    assert (sizes.frame_size, sizes.tokens_per_frame, sizes.max_positions) == (FixedSize(384, 384), 196, 32768)
     assert (sizes.num_layers, sizes.hidden_size) == (text["num_hidden_layers"], text["hidden_size"])
     with torch.device("meta"):
         model = LlavaOnevisionForConditionalGeneration(LlavaOnevisionConfig.from_dict(source.config))

@@ -11,6 +11,7 @@ from pipeline.engine import ModelError, VideoLLM, checkpoint, model_info
 from pipeline.engine.checkpoint import Checkpoint
 from pipeline.engine.families.llava_video import LlavaVideo
 from pipeline.engine.families.llava_video_model import LlavaVideoConfig, LlavaVideoModel
+from pipeline.frame_size import FixedSize
 from tests.engine.checkpoints_llava_video import CHAT_TEMPLATE, SHAPES, TOWER, build_config, write_checkpoint
 
 PUBLISHED = {
@@ -93,7 +94,7 @@ def refused(folder, match):
 def test_published_shapes_and_names(tmp_path, pool_mode, positions, columns):
     source = Checkpoint("7b", tmp_path, {**PUBLISHED, "mm_spatial_pool_mode": pool_mode})
     sizes = LlavaVideo.sizes(source)
-    assert (sizes.image_size, sizes.tokens_per_frame, sizes.num_layers) == (384, positions, 28)
+    assert (sizes.frame_size, sizes.tokens_per_frame, sizes.num_layers) == (FixedSize(384, 384), positions, 28)
     assert (sizes.hidden_size, sizes.max_positions) == (3584, 32768)
     with torch.device("meta"):
         model = LlavaVideoModel(LlavaVideoConfig.read(source))
@@ -201,5 +202,5 @@ def test_info_is_known_without_the_weights(good, monkeypatch):
     monkeypatch.setattr(checkpoint.Checkpoint, "load_weights", None)
     info = model_info(str(good), device="cpu")
     assert info.architecture == "LlavaQwenForCausalLM"
-    assert (info.default_frames, info.image_size, info.tokens_per_frame) == (64, 35, 20)
+    assert (info.default_frames, info.frame_size, info.tokens_per_frame) == (64, FixedSize(35, 35), 20)
     assert (info.num_layers, info.hidden_size, info.max_positions) == (8, 64, 4096)

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.engine import ModelError, VideoLLM, checkpoint, info, model_info
+from pipeline.frame_size import FixedSize
 from tests.engine.checkpoints import Shape, write_checkpoint
 
 
@@ -123,7 +124,7 @@ def test_info_is_known_without_loading_the_weights(llm, grouped_folder, monkeypa
     described = model_info(str(grouped_folder), device="cpu")
     assert described == llm.info
     assert described.name == grouped_folder.name
-    assert (described.num_layers, described.hidden_size, described.image_size) == (8, 64, 32)
+    assert (described.num_layers, described.hidden_size, described.frame_size) == (8, 64, FixedSize(32, 32))
     assert described.default_frames == 32
 
 

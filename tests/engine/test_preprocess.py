@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from pipeline.engine import ModelError, resize
+from pipeline import resize
+from pipeline.engine import ModelError
 from pipeline.engine.preprocess import FramePreprocessor
 from tests.engine.videos import make_video
 

@@ -11,6 +11,7 @@ from pipeline.engine import ModelError, Request, VideoLLM, checkpoint, model_inf
 from pipeline.engine.chat import Chat
 from pipeline.engine.families.qwen2_vl import Qwen2VL
 from pipeline.engine.families.qwen2_vl_pixels import PatchPreprocessor
+from pipeline.frame_size import TokenBudget
 from pruning import PruningConfig
 from tests.engine.checkpoints import build_tokenizer
 from tests.engine.checkpoints_qwen2_vl import SHAPES, SPECIAL_TOKENS, build_model, write_checkpoint
@@ -108,7 +109,8 @@ def test_sizes_are_known_without_the_weights(good_folder, monkeypatch):
     info = model_info(str(good_folder), device="cpu")
     assert info.architecture == "Qwen2VLForConditionalGeneration"
     assert (info.num_layers, info.hidden_size, info.max_positions) == (8, 64, 4096)
-    assert (info.default_frames, info.image_size, info.tokens_per_frame) == (32, 40, 10)
+    assert (info.default_frames, info.tokens_per_frame) == (32, 10)
+    assert info.frame_size == TokenBudget(8, SHAPES["grouped"].min_pixels, SHAPES["grouped"].max_pixels)
 
 
 def test_a_model_can_be_built_from_its_parts(good_folder):

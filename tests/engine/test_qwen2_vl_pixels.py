@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
-from pipeline.engine import ModelError, resize
+from pipeline import resize
+from pipeline.engine import ModelError
 from pipeline.engine.families.qwen2_vl_pixels import PatchPreprocessor
 from tests.engine.videos import make_video
 
@@ -68,16 +69,24 @@ def test_rows_do_not_depend_on_how_a_video_is_cut(preprocessor):
     assert torch.equal(whole, torch.cat([preprocessor(frames[a : a + 2], torch.float32) for a in range(0, 7, 2)]))
 
 
-def test_the_grid_is_that_of_the_processor_s_smart_resize(tmp_path):
-    rng = np.random.default_rng(0)
-    for limits in ((4, 30), (1, 768), (128, 768), (16, 17)):
-        least, most = (tokens * 28 * 28 for tokens in limits)
-        preprocessor = PatchPreprocessor.from_folder(write_config(tmp_path, min_pixels=least, max_pixels=most))
-        for height, width in rng.integers(1, 2000, (200, 2)).tolist():
-            if max(height, width) > 200 * min(height, width):
-                continue
+@pytest.mark.parametrize(
+    ("limits", "longest"), [((4, 30), 30), ((1, 768), 100), ((128, 768), 100), ((16, 64), 8)], ids=str
+)
+def test_the_grid_is_that_of_the_processor_s_smart_resize(tmp_path, limits, longest):
+    """Up to the ratio of sides at which its own result would change in a second resize, or break its limits."""
+    least, most = (tokens * 28 * 28 for tokens in limits)
+    preprocessor = PatchPreprocessor.from_folder(write_config(tmp_path, min_pixels=least, max_pixels=most))
+    for height, width in np.random.default_rng(0).integers(1, 2000, (300, 2)).tolist():
+        if max(height, width) <= longest * min(height, width):
             expected = smart_resize(height, width, 28, least, most)
             assert preprocessor.token_grid(height, width) == (expected[0] // 28, expected[1] // 28)
+
+
+def test_where_a_second_resize_would_change_the_processor_s_result_the_grid_is_the_last_one(tmp_path):
+    least, most = 16 * 784, 17 * 784
+    preprocessor = PatchPreprocessor.from_folder(write_config(tmp_path, min_pixels=least, max_pixels=most))
+    assert smart_resize(87, 869, 28, least, most) == (28, 13 * 28)  # 13 tokens, though 16 are the least
+    assert preprocessor.token_grid(87, 869) == preprocessor.token_grid(28, 13 * 28) == (1, 10)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import torch
 
 from pipeline.engine.checkpoint import Checkpoint
 from pipeline.engine.decoder import Decoder
+from pipeline.frame_size import FrameSize
 from pruning import VideoGrid
 
 
@@ -34,7 +35,7 @@ class PromptTokens:
 class ModelSizes:
     """What a config says about the sizes of a model: its frames, its decoder, its trained positions."""
 
-    image_size: int  # pixels a side
+    frame_size: FrameSize  # `preprocess` scales to it, and leaves frames of that size unscaled
     tokens_per_frame: int
     num_layers: int
     hidden_size: int

@@ -21,6 +21,7 @@ from pipeline.engine.families.base import ModelSizes, PromptTokens
 from pipeline.engine.families.siglip import SiglipTower
 from pipeline.engine.families.text import ChatText, PlainPositions
 from pipeline.engine.preprocess import FramePreprocessor
+from pipeline.frame_size import FixedSize
 from pruning import VideoGrid
 
 
@@ -61,8 +62,9 @@ class LlavaOnevision(ChatText, PlainPositions):
     def sizes(cls, checkpoint: Checkpoint) -> ModelSizes:
         """Sizes from the config alone."""
         config = _read_config(checkpoint)
+        side = config.vision_config.image_size
         return ModelSizes(
-            image_size=config.vision_config.image_size,
+            frame_size=FixedSize(side, side),
             tokens_per_frame=_columns(config) ** 2,
             num_layers=config.text_config.num_hidden_layers,
             hidden_size=config.text_config.hidden_size,

@@ -21,6 +21,7 @@ from pipeline.engine.families.siglip import SiglipTower
 from pipeline.engine.families.text import ChatText, PlainPositions
 from pipeline.engine.preprocess import FramePreprocessor
 from pipeline.engine.weights import fill_weights
+from pipeline.frame_size import FixedSize
 from pruning import VideoGrid
 
 _PLACE_HOLDER = "<image>"
@@ -69,7 +70,7 @@ class LlavaVideo(ChatText, PlainPositions):
         """Sizes from the config alone."""
         config = LlavaVideoConfig.read(checkpoint)
         return ModelSizes(
-            image_size=config.vision.image_size,
+            frame_size=FixedSize(config.vision.image_size, config.vision.image_size),
             tokens_per_frame=config.side * (config.side + 1),
             num_layers=config.text.num_hidden_layers,
             hidden_size=config.text.hidden_size,

@@ -56,12 +56,12 @@ class Qwen2VL(ChatText):
 
     @classmethod
     def sizes(cls, checkpoint: Checkpoint) -> ModelSizes:
-        """Sizes from the config files alone, those of the picture for the largest grid: longer side, tokens a frame."""
+        """Sizes from the config files alone; tokens a frame are those of the largest grid."""
         config = _read_config(checkpoint)
         preprocessor = _read_preprocessor(checkpoint, config)
         rows, columns = preprocessor.largest_grid()
         return ModelSizes(
-            image_size=max(rows, columns) * preprocessor.token_side,
+            frame_size=preprocessor.frame_size,
             tokens_per_frame=-(-rows * columns // preprocessor.temporal_patch_size),
             num_layers=config.text_config.num_hidden_layers,
             hidden_size=config.text_config.hidden_size,

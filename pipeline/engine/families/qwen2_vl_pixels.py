@@ -14,11 +14,11 @@ import torch
 
 from pipeline.engine.errors import ModelError
 from pipeline.engine.preprocess import FramePreprocessor, read_processor_config, three_numbers
+from pipeline.frame_size import MAX_ASPECT_RATIO, TokenBudget
 
 # Tokens of a frame that the published models were shown in videos: the limits of transformers' video processor.
 _MIN_VIDEO_TOKENS = 128
 _MAX_VIDEO_TOKENS = 768
-_MAX_ASPECT_RATIO = 200
 
 # Settings of the processor that have one value here; a folder may name it or leave it out.
 _ONLY = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3, "cap_pixels_per_frame": False}
@@ -29,9 +29,8 @@ _SIDES = {"patch_size": 14, "temporal_patch_size": 2, "merge_size": 2}
 class PatchPreprocessor:
     """Resize within a pixel budget, normalise, and cut into patches; sizes are in pixels.
 
-    A frame keeps its own size, rounded to whole tokens, where that has `min_pixels` to `max_pixels`;
-    a larger or smaller one is scaled into this range. A token covers `patch_size` · `merge_size`
-    pixels a side of `temporal_patch_size` frames.
+    Frames are scaled as TokenBudget says, from `min_pixels` to `max_pixels`. A token covers
+    `patch_size` · `merge_size` pixels a side of `temporal_patch_size` frames.
     """
 
     patch_size: int
@@ -61,15 +60,15 @@ class PatchPreprocessor:
         size = config.get("size") or {}
         if not isinstance(size, dict):
             raise ModelError(f"{source}: size must name shortest_edge and longest_edge, found {size}")
-        token = (sides["patch_size"] * sides["merge_size"]) ** 2
-        least = config.get("min_pixels") or size.get("shortest_edge") or _MIN_VIDEO_TOKENS * token
-        most = config.get("max_pixels") or size.get("longest_edge") or _MAX_VIDEO_TOKENS * token
+        side = sides["patch_size"] * sides["merge_size"]
+        least = config.get("min_pixels") or size.get("shortest_edge") or _MIN_VIDEO_TOKENS * side**2
+        most = config.get("max_pixels") or size.get("longest_edge") or _MAX_VIDEO_TOKENS * side**2
         least = _whole_number(least, "min_pixels", source)
-        most = min(_whole_number(most, "max_pixels", source), _MAX_VIDEO_TOKENS * token)
-        if most < max(least, token):
-            raise ModelError(
-                f"{source}: frames of at least {least} and at most {most} pixels are impossible in tokens of {token}"
-            )
+        most = min(_whole_number(most, "max_pixels", source), _MAX_VIDEO_TOKENS * side**2)
+        try:
+            TokenBudget(side, least, most)
+        except ValueError as error:
+            raise ModelError(f"{source}: {error}") from error
         return cls(
             **sides,
             min_pixels=least,
@@ -84,26 +83,21 @@ class PatchPreprocessor:
         """Pixels a side of one video token."""
         return self.patch_size * self.merge_size
 
+    @property
+    def frame_size(self) -> TokenBudget:
+        """The rule for the size of a frame."""
+        return TokenBudget(self.token_side, self.min_pixels, self.max_pixels)
+
     def token_grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of tokens for frames of this size; ValueError for a frame that is far too narrow."""
-        if max(height, width) > _MAX_ASPECT_RATIO * min(height, width):
-            raise ValueError(f"frames of {height}x{width} pixels are narrower than 1:{_MAX_ASPECT_RATIO}")
-        side = self.token_side
-        # round() is the processor's own: a half goes to the even neighbour
-        rows, columns = round(height / side), round(width / side)
-        if rows * columns * side**2 > self.max_pixels:
-            shrink = math.sqrt(height * width / self.max_pixels)
-            rows, columns = (max(1, math.floor(pixels / shrink / side)) for pixels in (height, width))
-        elif rows * columns * side**2 < self.min_pixels:
-            grow = math.sqrt(self.min_pixels / (height * width))
-            rows, columns = (math.ceil(pixels * grow / side) for pixels in (height, width))
-        return rows, columns
+        height, width = self.frame_size.of(height, width)
+        return height // self.token_side, width // self.token_side
 
     def largest_grid(self) -> tuple[int, int]:
         """Rows and columns of the most tokens that a frame can have, as near to a square as they go."""
         for tokens in range(self.max_pixels // self.token_side**2, 0, -1):
             rows = next(rows for rows in range(math.isqrt(tokens), 0, -1) if tokens % rows == 0)
-            if tokens <= _MAX_ASPECT_RATIO * rows**2:
+            if tokens <= MAX_ASPECT_RATIO * rows**2:
                 return rows, tokens // rows
         raise AssertionError("a single token is a square")
 
