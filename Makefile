@@ -6,7 +6,7 @@ DEMO_CLIPS ?= 24
 PY := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: demo test lint scores evaluate ablate lmms clean
+.PHONY: demo test soak lint scores evaluate ablate lmms clean
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
@@ -66,6 +66,10 @@ lmms: $(LMMS_READY)
 
 test: lint
 	$(PY) -m pytest
+
+# Every hostile file of the corpus, thousands of videos through one reader: what takes too long for each change.
+soak: $(READY)
+	$(PY) -m pytest -m soak
 
 lint: $(READY)
 	$(PY) -m ruff check .

@@ -36,6 +36,7 @@ _UNREACHABLE = (
 _S3_CONFIG: dict[str, Any] = {
     "connect_timeout": 5,
     "read_timeout": 60,
+    "max_pool_connections": 32,  # the videos of one process are read in up to eight ranges at a time each
     "retries": {"mode": "standard", "total_max_attempts": 4},
 }
 
@@ -157,13 +158,20 @@ def fetch_video(uri: str, folder: Path) -> tuple[Path, int]:
     A local video is used where it lies; a remote one is downloaded into `folder`, which the
     caller owns. Raises RowError at stage fetch: not_found, forbidden or fetch_failed.
     """
-    try:
+    with fetch_errors(uri):
         path = local_path(uri)
         if path is None:
             path = _download(uri, folder)
         else:
             path.open("rb").close()
         return path, path.stat().st_size
+
+
+@contextmanager
+def fetch_errors(uri: str) -> Iterator[None]:
+    """Turn what reading the video `uri` raises into RowErrors at stage fetch: not_found, forbidden, fetch_failed."""
+    try:
+        yield
     except _MISSING as error:
         raise RowError("fetch", "not_found", f"{uri} was not found") from error
     except _NO_LOGIN as error:

@@ -1,6 +1,1 @@
-"""One video file becomes frames: probe it, choose timestamps, decode. No model, no cluster."""
-
-from pipeline.video.decode import DecodedVideo, decode_frames
-from pipeline.video.probe import VideoInfo, probe
-
-__all__ = ["DecodedVideo", "VideoInfo", "decode_frames", "probe"]
+"""One video file becomes frames: probe it, choose frames, decode them. No model, no cluster, nothing imported here."""

@@ -1,88 +1,88 @@
 """What a video file says of itself, and what is wrong with one that is no video.
 
-PyAV opens the container: unlike decord it tells the codec, and why a file cannot be read.
+FFmpeg opens the container through PyAV: unlike decord it tells the codec, and why a file cannot be read.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from itertools import islice
 
 import av
 
 from pipeline.errors import RowError
+from pipeline.video.container import OpenVideo, open_video
+from pipeline.video.file import VideoFile
+from pipeline.video.mp4 import read_rotation
+from pipeline.video.mp4_boxes import read_bytes
+from pipeline.video.video_info import VideoInfo, VideoStream, shown_size
 
-_BOX_HEADER = 16  # a size of 4 bytes, a type of 4, and 8 more where the size does not fit into 4
+MOST_PIXELS = 8192 * 8192
+"""Of one frame: 8K has half as many, and a decoder keeps up to 17 frames of a stream at once."""
+
+_WIDEST_PIXEL = 4.0  # the widest in use are 2.4 times as wide as high; beyond is damage, and would be a huge picture
+_PROJECTION = b"\x76\x70"  # Matroska's element for it, among the tracks
+_TRACKS_WITHIN = 64 << 10  # bytes from the begin of the file
+_FIRST_PACKETS = 64  # how many may come before the first frame
 
 
-@dataclass(frozen=True)
-class VideoInfo:
-    """Facts of the first video stream; what the container does not say is None.
+def probe(file: VideoFile) -> VideoStream:
+    """Read the header of a file. Raises RowError at stage decode.
 
-    `duration_s` in seconds, `fps` the average rate, `width` x `height` in pixels as coded.
+    empty_file, not_a_video, truncated (the index or part of the data is missing), no_video_stream,
+    frame_too_large (more than MOST_PIXELS), decode_failed (a codec that FFmpeg does not know, no frame size).
     """
-
-    duration_s: float | None
-    fps: float | None
-    width: int
-    height: int
-    codec: str
+    with open_video(file) as video:
+        return describe(video)
 
 
-def probe(path: Path) -> VideoInfo:
-    """Read the header of a local file. Raises RowError at stage decode.
-
-    empty_file, not_a_video, truncated (the index or part of the data is missing), no_video_stream.
-    """
-    if not path.is_file():
-        raise RowError("decode", "not_a_video", "this is no file")
-    if path.stat().st_size == 0:
-        raise RowError("decode", "empty_file", "the file has no bytes")
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise RowError("decode", "no_video_stream", "the file has no video stream")
-            return _describe(container, container.streams.video[0])
-    except (av.FFmpegError, ValueError) as error:  # ValueError: header texts that are not UTF-8
-        code = "truncated" if is_cut_short(path) else "not_a_video"
-        reason = getattr(error, "strerror", None) or type(error).__name__
-        raise RowError("decode", code, f"the container cannot be read: {reason}") from error
-
-
-def _describe(container: av.container.InputContainer, stream: av.VideoStream) -> VideoInfo:
-    duration_s = None
-    if stream.duration is not None and stream.time_base is not None:
-        duration_s = float(stream.duration * stream.time_base)
-    elif container.duration is not None:
-        duration_s = container.duration / av.time_base
-    return VideoInfo(
-        duration_s=duration_s,
-        fps=float(stream.average_rate) if stream.average_rate else None,
-        width=stream.codec_context.width,
-        height=stream.codec_context.height,
-        codec=stream.codec_context.codec.canonical_name,
+def describe(video: OpenVideo) -> VideoStream:
+    """What the header of an open video says; what is read next from it stays what it was. Errors as `probe`."""
+    context = video.stream.codec_context
+    if context is None:
+        raise RowError("decode", "decode_failed", "no decoder knows the video's codec")
+    if context.width <= 0 or context.height <= 0:
+        raise RowError("decode", "decode_failed", "the file does not say how large its frames are")
+    if context.width * context.height > MOST_PIXELS:
+        raise RowError("decode", "frame_too_large", f"frames of {context.width} x {context.height} pixels")
+    rotation = _rotation(video)
+    aspect = float(video.stream.sample_aspect_ratio or 1)
+    if not 1 / _WIDEST_PIXEL <= aspect <= _WIDEST_PIXEL:
+        aspect = 1.0
+    width, height = shown_size(context.width, context.height, rotation, aspect)
+    return VideoStream(
+        info=VideoInfo(
+            duration_s=_duration_s(video),
+            fps=float(video.stream.average_rate) if video.stream.average_rate else None,
+            width=width,
+            height=height,
+            codec=context.codec.canonical_name,
+        ),
+        index=video.stream.index,
+        coded_width=context.width,
+        coded_height=context.height,
+        rotation=rotation,
+        pixel_aspect=aspect,
+        pixel_format=context.pix_fmt,
     )
 
 
-def is_cut_short(path: Path) -> bool:
-    """Whether an MP4 or MOV file ends inside one of its top-level boxes (ISO 14496-12, 4.2).
+def _duration_s(video: OpenVideo) -> float | None:
+    if video.stream.duration is not None and video.stream.time_base is not None:
+        return float(video.stream.duration * video.stream.time_base)
+    return video.container.duration / av.time_base if video.container.duration is not None else None
 
-    False for every other format: only here does the file itself say how long it should be.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        if file.read(8)[4:] != b"ftyp":
-            return False
-        start = 0
-        while start < size:
-            file.seek(start)
-            header = file.read(_BOX_HEADER)
-            length = int.from_bytes(header[:4], "big")
-            if length == 1:
-                length = int.from_bytes(header[8:16], "big")
-            elif length == 0:  # the last box: it reaches to the end of the file
-                length = size - start
-            if length < 8:
-                return len(header) < 8  # a header that is cut itself; else damage, not a missing end
-            start += length
-    return start > size
+
+def _rotation(video: OpenVideo) -> int:
+    """Degrees clockwise. PyAV shows the container's matrix on a decoded frame only."""
+    if video.is_mp4:
+        return 0 if video.moov is None else read_rotation(video.moov, video.stream.id)
+    if "matroska" not in video.container.format.name or _PROJECTION not in read_bytes(video.file, 0, _TRACKS_WITHIN):
+        return 0  # other containers have no place for it
+    with open_video(video.file) as again:
+        try:
+            for packet in islice(again.container.demux(again.stream), _FIRST_PACKETS):
+                for frame in packet.decode():
+                    return round(-frame.rotation / 90) % 4 * 90  # FFmpeg counts the other way round
+        except av.FFmpegError:
+            pass  # damage is for the decoder to report
+    return 0

@@ -86,3 +86,71 @@ def write_bad_files(folder: Path) -> dict[str, Path]:
     write_audio(files["audio"])
     files["folder"].mkdir(exist_ok=True)
     return files
+
+
+def write_coded(
+    path: Path,
+    codec: str = "libx264",
+    frames: int = 50,
+    size: tuple[int, int] = (64, 48),
+    fps: int = 25,
+    options: dict[str, str] | None = None,
+    mux_options: dict[str, str] | None = None,
+    pixel_format: str = "yuv420p",
+    pixel_aspect: Fraction | None = None,
+    rotation: int = 0,
+    with_sound: bool = False,
+) -> Path:
+    """Numbered frames in any codec and container; the name's ending tells the container.
+
+    `rotation` is by how many degrees a player is told to turn the pictures clockwise; `pixel_aspect` the
+    width of a pixel over its height.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    quick = {"libx264": {"preset": "ultrafast"}, "libx265": {"preset": "ultrafast"}, "libsvtav1": {"preset": "12"}}
+    with av.open(str(path), "w", options=mux_options or {}) as container:
+        stream = container.add_stream(codec, rate=fps, options=quick.get(codec, {}) | (options or {}))
+        stream.width, stream.height, stream.pix_fmt = size[0], size[1], pixel_format
+        stream.thread_count = 1
+        if pixel_aspect is not None:
+            stream.codec_context.sample_aspect_ratio = pixel_aspect
+        if rotation:
+            stream.set_display_rotation(-rotation)
+        sound = container.add_stream("aac", rate=16000, layout="mono") if with_sound else None
+        if sound is not None:
+            samples = np.zeros((1, 16000 * frames // fps), np.float32)
+            frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
+            frame.sample_rate = 16000
+        for number in range(frames):
+            picture = av.VideoFrame.from_ndarray(numbered_frame(number, size[1], size[0]), format="rgb24")
+            container.mux(stream.encode(picture))
+            if sound is not None and number == 0:
+                container.mux(sound.encode(frame))
+        container.mux(stream.encode())
+        if sound is not None:
+            container.mux(sound.encode())
+    return path
+
+
+def remux(
+    source: Path,
+    path: Path,
+    shift_s: float = 0.0,
+    first_packet: int = 0,
+    mux_options: dict[str, str] | None = None,
+) -> Path:
+    """The coded frames of `source` in another container, `shift_s` later, without the first packets.
+
+    In an MP4 a shift to before 0 makes an edit list that hides the frames there, a later start one with a pause.
+    """
+    shown = {"avoid_negative_ts": "disabled"}
+    with av.open(str(source)) as old, av.open(str(path), "w", options=shown | (mux_options or {})) as new:
+        stream = old.streams.video[0]
+        copy = new.add_stream_from_template(stream)
+        shift = round(shift_s / stream.time_base)
+        for number, packet in enumerate(old.demux(stream)):
+            if packet.size and number >= first_packet:
+                packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
+                packet.stream = copy
+                new.mux(packet)
+    return path
