@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_serializer, field_validator
 
 from pipeline.uris import without_secrets
+from pipeline.video.sampling import Backend, Policy
 from pruning import PruningConfig
 
 Task = Literal["caption", "qa"]
@@ -44,12 +45,26 @@ class Section(BaseModel):
 
 
 class VideoConfig(Section):
-    """Which frames are taken."""
+    """Which frames are taken, and what decoding them may cost."""
 
     frames: Literal["auto"] | Annotated[Integer, Field(ge=1, le=MAX_FRAMES)] = Field(
         "auto", description=f"auto (what the model was trained for) or a whole number from 1 to {MAX_FRAMES}"
     )
-    policy: Literal["uniform"] = Field("uniform", description="uniform; no other policy exists yet")
+    policy: Policy = Field(
+        "keyframe",
+        description="keyframe (evenly spread, at a keyframe where one is near), uniform (evenly spread, exact), "
+        "fps (video.fps frames a second, video.frames at most) or scene (spread over the scenes between cuts)",
+    )
+    fps: Number = Field(1.0, gt=0, description="a number above 0: frames a second under the policy fps")
+    backend: Backend = Field(
+        "auto", description="auto (PyAV, and decord for a second opinion where that fails), decord or pyav"
+    )
+    decode_timeout_s: Number = Field(
+        120.0, gt=0, description="a number of seconds above 0, allowed for each video; long ones get more"
+    )
+    decoder_memory_mb: Integer = Field(
+        4096, ge=512, description="a whole number of MiB from 512: of one decoding process; each decoder has two"
+    )
 
 
 class ModelConfig(Section):

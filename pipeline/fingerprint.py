@@ -6,11 +6,11 @@ import hashlib
 import json
 from typing import Any
 
-from pipeline.config import JobConfig
+from pipeline.config import JobConfig, VideoConfig
 from pipeline.prompts import PROMPT_FORMAT
 
 # Raised when the pipeline itself starts to answer the same config differently (other sampling of frames, say).
-_PIPELINE_VERSION = 1
+_PIPELINE_VERSION = 2  # 2: frames by their timestamps, turned upright, pixels made square
 
 
 def answer_settings(config: JobConfig, model_hash: str) -> dict[str, Any]:
@@ -25,12 +25,18 @@ def answer_settings(config: JobConfig, model_hash: str) -> dict[str, Any]:
         "version": _PIPELINE_VERSION,
         "prompt_format": PROMPT_FORMAT,
         "task": config.task,
-        "video": config.video.model_dump(mode="json", include={"frames", "policy"}),
+        "video": _video_settings(config.video),
         "model": {"hash": model_hash, "dtype": config.model.dtype, "quantization": config.model.quantization},
         "generation": config.generation.model_dump(mode="json"),
         "pruning": config.pruning.model_dump(mode="json", exclude={"retention", "preset", "calibration"}),
         "budget": config.budget.model_dump(mode="json"),
     }
+
+
+def _video_settings(video: VideoConfig) -> dict[str, Any]:
+    """What decides which frames are seen, and how they look; the rate counts where it is used."""
+    names = {"frames", "policy", "backend"} | ({"fps"} if video.policy == "fps" else set())
+    return video.model_dump(mode="json", include=names)
 
 
 def fingerprint(config: JobConfig, model_hash: str) -> str:

@@ -22,7 +22,7 @@ import ray.data
 from ray.util.annotations import RayDeprecationWarning
 
 from pipeline.results import Committed, commit_shard
-from pipeline.stages import Answerer, Decoder
+from pipeline.stages import VIDEOS_AT_ONCE, Answerer, Decoder
 from pipeline.stages_tables import read_groups, unpack_answers
 from pipeline.storage import local_path
 
@@ -89,7 +89,7 @@ def answered_rows(
                 fn_constructor_kwargs=decoder,
                 batch_size=1,
                 batch_format="pyarrow",
-                compute=_pool(pools.decoders, pools.cpus_per_actor),
+                compute=_pool(pools.decoders, pools.cpus_per_actor, calls=VIDEOS_AT_ONCE),
                 num_cpus=pools.cpus_per_actor,
                 max_task_retries=pools.retries,
             )

@@ -17,7 +17,8 @@ from pipeline.engine import Answer, Request, TokenTrace, VideoLLM
 from pipeline.errors import RowError, one_line
 from pipeline.picture_page import FONT, LINE, MARGIN, WIDTH, Page, lines_of
 from pipeline.picture_paint import Fates, paint_frame
-from pipeline.video import decode_frames
+from pipeline.video.decode import decode_frames
+from pipeline.video.sampling import Sampling
 from pruning import PruningConfig, method_names
 
 _FRAMES_A_ROW = 8
@@ -153,7 +154,7 @@ def picture_of(
 
     Raises RowError where the video cannot be read, and ValueError for what the engine refuses.
     """
-    frames = decode_frames(video, llm.info.default_frames).frames
+    frames = decode_frames(video, Sampling(llm.info.default_frames, "uniform")).frames
     [encoded] = llm.encode([frames])
     request = Request(encoded, prompt, is_traced=True)
     answers = llm.answer([request], PruningConfig(method="none"))

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import pyarrow as pa
 
-SCHEMA_VERSION = "2"  # 2 adds quantization and peak_memory_mb
+SCHEMA_VERSION = "3"  # 2 adds quantization and peak_memory_mb, 3 decode_cpu_ms
 VERSION_KEY = b"hieravid.schema_version"
 
 _TEXT, _COUNT, _NUMBER = pa.string(), pa.int64(), pa.float64()
@@ -38,7 +38,7 @@ _COLUMNS: dict[str, pa.DataType] = {
     "decode_backend": _TEXT,
     "frames": _COUNT,
     "frame_times_s": pa.list_(_NUMBER),
-    "bytes_fetched": _COUNT,
+    "bytes_fetched": _COUNT,  # transferred for this row's video; of one on a local disk its size
     # tokens
     "video_tokens": _COUNT,
     "prompt_tokens": _COUNT,
@@ -52,7 +52,8 @@ _COLUMNS: dict[str, pa.DataType] = {
     "kv_ratio": _NUMBER,
     # latency: attributed shares whose sum over rows is the busy time; total_ms is the row's wall time
     "fetch_ms": _NUMBER,
-    "decode_ms": _NUMBER,
+    "decode_ms": _NUMBER,  # without what of fetch_ms fell into it
+    "decode_cpu_ms": _NUMBER,  # CPU time behind decode_ms
     "wait_ms": _NUMBER,
     "vision_ms": _NUMBER,
     "prune_ms": _NUMBER,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.answer_stream import Engine
 from pipeline.config import JobConfig
@@ -23,6 +23,11 @@ from pipeline.results import Committed
 from pipeline.run_cluster import choose_pools, cluster
 from pipeline.storage import check_writable, join, write_atomic
 from pipeline.summary import RunSummary, Tally, summarize
+from pipeline.video.limits import Limits
+from pipeline.video.sampling import Sampling
+
+if TYPE_CHECKING:
+    from pipeline.engine import ModelInfo
 
 
 def run_job(
@@ -78,8 +83,7 @@ def _answer(
     if plan.refused < plan.rows:
         with cluster():
             pools = choose_pools(config)
-            frames = model.info.default_frames if config.video.frames == "auto" else config.video.frames
-            decoder = {"frames": frames, "retries": config.failures.retries}
+            decoder = decoder_arguments(config, model.info)
             answerer = {
                 "load": load or _engine_loader(model, pools),
                 "pruning": config.pruning,
@@ -89,6 +93,18 @@ def _answer(
                 commit(collector.add(rows))
                 report(Progress("answer", collector.rows, collector.failed, plan.rows))
     commit(collector.commit_rest())
+
+
+def decoder_arguments(config: JobConfig, model: ModelInfo) -> dict[str, Any]:
+    """What the constructor of `pipeline.stages.Decoder` takes."""
+    video = config.video
+    return {
+        "sampling": Sampling(model.default_frames if video.frames == "auto" else video.frames, video.policy, video.fps),
+        "backend": video.backend,
+        "frame_size": model.frame_size,
+        "limits": Limits(decode_timeout_s=video.decode_timeout_s, memory_mb=video.decoder_memory_mb),
+        "retries": config.failures.retries,
+    }
 
 
 def _engine_loader(model: JobModel, pools: Pools) -> Callable[[], Engine]:

@@ -1,18 +1,20 @@
 """The two stages that need state in an actor: Decoder and Answerer.
 
 Both take and return Arrow tables of `stages_tables`. A process imports what its stage needs: the
-decoder no torch, the answerer no decord.
+answerer no video library, and the decoder neither torch nor a video library, which its children load.
 """
 
 from __future__ import annotations
 
 import socket
 import tempfile
-import time
-from collections.abc import Callable
-from dataclasses import asdict
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from queue import LifoQueue
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,32 +22,71 @@ import pyarrow as pa
 
 from pipeline.answer_stream import AnswerStream, Engine
 from pipeline.errors import RowError
+from pipeline.frame_size import FrameSize
+from pipeline.remote_file import FileChanged, RemoteFile
 from pipeline.results import blank_row, error_row, parse_option
 from pipeline.stages_tables import DECODED_SCHEMA, MEASURED, PLAIN_COLUMNS, pack_answers
-from pipeline.storage import fetch_video
+from pipeline.storage import fetch_errors, local_path
+from pipeline.video.file import LocalFile
+from pipeline.video.limits import Limits
+from pipeline.video.reader import VideoReader
+from pipeline.video.sampling import Backend, Sampling
 
 if TYPE_CHECKING:
     from pipeline.engine import Answer, Request
+    from pipeline.video.decode import DecodedVideo
     from pruning import PruningConfig
 
-FIRST_BACKOFF_S = 0.5  # before the second attempt; doubled before each further one
+VIDEOS_AT_ONCE = 2  # in work at one decoder: bytes of the next video arrive while one is decoded
 
 
 class Decoder:
-    """Groups in (GROUP_SCHEMA), frames out (DECODED_SCHEMA). A video that fails carries its error on."""
+    """Groups in (GROUP_SCHEMA), frames out (DECODED_SCHEMA). A video that fails carries its error on.
 
-    def __init__(self, frames: int, retries: int) -> None:
-        """`frames` for groups that do not say; `retries` further attempts at a fetch that failed."""
-        self.frames = frames
+    Calls may come in `VIDEOS_AT_ONCE` threads. Each reads its video through a child process; one of them decodes at
+    a time, so that a decoder takes one core.
+    """
+
+    def __init__(
+        self,
+        sampling: Sampling,
+        limits: Limits,
+        frame_size: FrameSize | None = None,
+        backend: Backend = "auto",
+        retries: int = 0,
+    ) -> None:
+        """`sampling` for groups that do not say; `retries` further attempts at a fetch that failed.
+
+        `limits` bound each child. Frames are scaled to `frame_size`; None leaves them as they are.
+        """
+        self.sampling = sampling
+        self.frame_size = frame_size
+        self.backend = backend
         self.retries = retries
+        permit = threading.Lock()
+        self._readers = [VideoReader(limits, permit) for _ in range(VIDEOS_AT_ONCE)]
+        # Last in, first out: where calls come one by one, one child serves them all.
+        self._idle: LifoQueue[VideoReader] = LifoQueue()
+        for reader in self._readers:
+            self._idle.put(reader)
 
     def __call__(self, groups: pa.Table) -> pa.Table:
         """Decode each group of the batch; the pipeline sends one at a time, so that frames leave at once."""
         return pa.concat_tables([self._decode(groups.slice(i, 1)) for i in range(groups.num_rows)])
 
+    def close(self) -> None:
+        """End the child processes."""
+        for reader in self._readers:
+            reader.close()
+
+    def __del__(self) -> None:
+        """Ray drops the instance when its actor ends."""
+        if hasattr(self, "_readers"):
+            self.close()
+
     def _decode(self, row: pa.Table) -> pa.Table:
         group = row.drop_columns("items").to_pylist()[0]
-        measured: dict[str, Any] = {"started_at": datetime.now(UTC)}
+        measured: dict[str, Any] = {"started_at": datetime.now(UTC), "attempts": 1}
         pixels = error = None
         try:
             pixels = self._fetch_and_decode(group, measured)
@@ -60,35 +101,56 @@ class Decoder:
 
     def _fetch_and_decode(self, group: dict[str, Any], measured: dict[str, Any]) -> np.ndarray:
         """uint8 [T, H, W, 3]; what is known at a failure is already in `measured`."""
-        from pipeline.video import decode_frames  # decord and PyAV: in the decoding processes only
-
-        with tempfile.TemporaryDirectory(prefix="hieravid-") as folder:
-            started = time.perf_counter()
-            try:
-                path = self._fetch(group["uri"], Path(folder), measured)
-            finally:
-                measured["fetch_ms"] = _milliseconds_since(started)
-            started = time.perf_counter()
-            try:
-                video = decode_frames(path, group["frames"] or self.frames, group["start_s"], group["end_s"])
-            finally:
-                measured["decode_ms"] = _milliseconds_since(started)
+        sampling = replace(
+            self.sampling,
+            frames=group["frames"] or self.sampling.frames,
+            start_s=group["start_s"],
+            end_s=group["end_s"],
+        )
+        reader = self._idle.get()
+        try:
+            with self._open(group["uri"], measured) as file:
+                video = self._read(reader, file, sampling, measured)
+        finally:
+            self._idle.put(reader)
         measured |= asdict(video.info)
         measured |= {"decode_backend": video.backend, "frame_times_s": video.frame_times_s}
         return video.frames
 
-    def _fetch(self, uri: str, folder: Path, measured: dict[str, Any]) -> Path:
-        for attempt in range(1, self.retries + 2):
-            measured["attempts"] = attempt
+    @contextmanager
+    def _open(self, uri: str, measured: dict[str, Any]) -> Iterator[LocalFile | RemoteFile]:
+        """The file at `uri`; what it took to fetch is in `measured` afterwards, also when it failed."""
+        path = local_path(uri)
+        if path is not None:
+            with fetch_errors(uri):
+                path.open("rb").close()
+                file = LocalFile(path)
+            measured["bytes_fetched"] = file.size
+            yield file
+            return
+        # The bytes take space there and no name: nothing is left, however this process ends.
+        with RemoteFile(uri, self.retries, Path(tempfile.gettempdir())) as remote:
             try:
-                path, measured["bytes_fetched"] = fetch_video(uri, folder)
-                return path
-            except RowError as failure:
-                # Not found and forbidden will be so the next time as well.
-                if failure.code != "fetch_failed" or attempt > self.retries:
-                    raise
-            time.sleep(FIRST_BACKOFF_S * 2 ** (attempt - 1))
-        raise AssertionError("the last attempt returns or raises")
+                yield remote
+            finally:
+                measured["attempts"] = max(1, remote.attempts)
+                measured["bytes_fetched"] = remote.bytes_fetched or None
+
+    def _read(
+        self, reader: VideoReader, file: LocalFile | RemoteFile, sampling: Sampling, measured: dict[str, Any]
+    ) -> DecodedVideo:
+        try:
+            try:
+                read = reader.read(file, sampling, self.frame_size, self.backend)
+            except FileChanged:  # raised once for a file: the second time it is another error
+                read = reader.read(file, sampling, self.frame_size, self.backend)
+        finally:
+            times = reader.times
+            measured["fetch_ms"] = times.fetch_s * 1e3
+            # What did not begin was not measured.
+            measured["decode_ms"] = (times.open_s + times.decode_s) * 1e3 or None
+            measured["decode_cpu_ms"] = times.cpu_s * 1e3 or None
+        return read.video
 
 
 class Answerer:
@@ -169,7 +231,7 @@ class Answerer:
         """What decoder and actor know of every row. Stage times are shares: each item bears its part of the group's."""
         finished = datetime.now(UTC)
         row = {name: group[name] for name, _ in MEASURED if name != "attempts"}
-        for name in ("fetch_ms", "decode_ms"):
+        for name in ("fetch_ms", "decode_ms", "decode_cpu_ms"):
             if row[name] is not None:
                 row[name] /= len(group["items"])
         total_ms = (finished - group["started_at"]).total_seconds() * 1e3
@@ -183,7 +245,3 @@ def _as_binary(pixels: np.ndarray | None) -> pa.Array:
     offsets = pa.py_buffer(np.array([0, pixels.nbytes], np.int64))
     data = pa.py_buffer(np.ascontiguousarray(pixels).reshape(-1))
     return pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, offsets, data])
-
-
-def _milliseconds_since(started: float) -> float:
-    return (time.perf_counter() - started) * 1e3

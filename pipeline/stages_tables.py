@@ -49,6 +49,7 @@ MEASURED = [
     ("bytes_fetched", pa.int64()),
     ("fetch_ms", pa.float64()),
     ("decode_ms", pa.float64()),
+    ("decode_cpu_ms", pa.float64()),
     ("attempts", pa.int64()),
     ("started_at", _TIME),
 ]

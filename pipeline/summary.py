@@ -23,7 +23,8 @@ class Tally:
 
     `videos` counts those with at least one answer, within each shard. `kept_tokens` are video
     tokens times retention, so means over the decoder layers. `retention_sum` runs over `ok` rows.
-    `stage_ms` are the busy times of `STAGES`, `wait_ms` what rows waited between decoder and model.
+    `stage_ms` are the busy times of `STAGES`, `decode_cpu_ms` the CPU time behind that of decoding,
+    `wait_ms` what rows waited between decoder and model.
     """
 
     shards: int = 0
@@ -38,6 +39,7 @@ class Tally:
     output_tokens: int = 0
     retention_sum: float = 0.0
     stage_ms: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    decode_cpu_ms: float = 0.0
     wait_ms: float = 0.0
     first_start: datetime | None = None
     last_finish: datetime | None = None
@@ -64,6 +66,7 @@ class Tally:
         self.retention_sum += _sum(answered["retention_achieved"])
         for stage in STAGES:
             self.stage_ms[stage] += _sum(table[stage])
+        self.decode_cpu_ms += _sum(table["decode_cpu_ms"])
         self.wait_ms += _sum(table["wait_ms"])
         self.first_start = _earliest(self.first_start, pc.min(table["started_at"]).as_py())
         self.last_finish = _latest(self.last_finish, pc.max(table["finished_at"]).as_py())
@@ -88,7 +91,7 @@ class RunSummary:
     `exit_status`: 0 done, 1 more rows failed than the job allows, 2 and 3 it broke off (see
     `run_job`) and `rows` of its `manifest_rows` have a result. `elapsed_s` is the whole run;
     `working_s` the part between the first fetch and the last answer, which `videos_per_min` refers
-    to; the rest is starting and stopping. `stage_ms` and `wait_ms` as in `Tally`. A null: nothing
+    to; the rest is starting and stopping. `stage_ms`, `decode_cpu_ms` and `wait_ms` as in `Tally`. A null: nothing
     was answered, so there is no such number.
     """
 
@@ -122,6 +125,7 @@ class RunSummary:
     output_tokens: int
     retention_mean: float | None
     stage_ms: dict[str, float]
+    decode_cpu_ms: float
     wait_ms: float
 
     def to_json(self) -> str:
@@ -154,6 +158,7 @@ def summarize(tally: Tally, started_at: datetime, **facts: Any) -> RunSummary:
         output_tokens=tally.output_tokens,
         retention_mean=tally.retention_sum / tally.ok if tally.ok else None,
         stage_ms=tally.stage_ms,
+        decode_cpu_ms=tally.decode_cpu_ms,
         wait_ms=tally.wait_ms,
         **facts,
     )

@@ -15,7 +15,8 @@ from pipeline.engine import EncodedVideo, ModelInfo, VideoLLM
 from pipeline.tiny.clips import QUESTIONS_PER_CLIP, clip_questions, write_video
 from pipeline.tiny.language import Question, caption
 from pipeline.tiny.world import SEED_RANGES, SLOTS, make_clip
-from pipeline.video import decode_frames
+from pipeline.video.decode import decode_frames
+from pipeline.video.sampling import Sampling
 
 _ROOT = Path(__file__).resolve().parents[2]
 # What stands between a video file and its tokens, besides the model itself.
@@ -23,7 +24,8 @@ _ENCODING_SOURCES = (
     "pipeline/video",
     "pipeline/engine/families",
     "pipeline/engine/preprocess.py",
-    "pipeline/engine/resize.py",
+    "pipeline/frame_size.py",
+    "pipeline/resize.py",
 )
 _CLIPS_AT_ONCE = 8
 
@@ -87,7 +89,7 @@ def encode_clips(llm: VideoLLM, seeds: Sequence[int], cache: Path, folder: Path)
     folder.mkdir(parents=True, exist_ok=True)
     for start in range(0, len(seeds), _CLIPS_AT_ONCE):
         part = seeds[start : start + _CLIPS_AT_ONCE]
-        frames = [decode_frames(_rendered(seed, cache), SLOTS).frames for seed in part]
+        frames = [decode_frames(_rendered(seed, cache), Sampling(SLOTS, "uniform")).frames for seed in part]
         for seed, video in zip(part, llm.encode(frames, attention=True), strict=True):
             _write(video, _feature_file(folder, seed))
 

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import RowError
-from pipeline.video import decode_frames
+from pipeline.video.decode import decode_frames
+from pipeline.video.sampling import Sampling
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class AskedVideos:
                 yield from self._finished(batch)
 
     def _decode(self, video: str) -> np.ndarray:
-        return decode_frames(Path(video), self.frames).frames
+        return decode_frames(Path(video), Sampling(self.frames, "uniform")).frames
 
     def _finished(
         self, batch: Iterable[tuple[list[Asked], Future[np.ndarray]]]

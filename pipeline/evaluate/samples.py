@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import DEFAULT_CAPTION_PROMPT
-from pipeline.engine import EncodedVideo, VideoLLM
+from pipeline.engine import EncodedVideo, ModelInfo, VideoLLM
 from pipeline.errors import RowError, UserError
 from pipeline.evaluate.clips import encode_clips, feature_folder, load_clip, missing_clips
 from pipeline.evaluate.reproduction import Sample
@@ -21,7 +21,9 @@ from pipeline.staging import Asking, stage
 from pipeline.storage import fetch_video
 from pipeline.tiny.world import SEED_RANGES
 from pipeline.uris import without_secrets
-from pipeline.video import decode_frames
+from pipeline.video.file import LocalFile
+from pipeline.video.reader import VideoReader
+from pipeline.video.sampling import Sampling
 
 
 @dataclass(frozen=True)
@@ -73,13 +75,14 @@ class ManifestVideos:
     def load(self, llm: VideoLLM, part: int, parts: int) -> list[Sample]:
         """The samples of one of `parts` equal parts. Raises UserError if none of its videos can be read."""
         samples, failures = [], []
-        for video in self.videos[part::parts]:
-            try:
-                frames = _read(video, llm.info.default_frames)
-            except RowError as error:
-                failures.append(f"{video.uri}: {error}")
-                continue
-            samples.append(Sample(_on_cpu(llm.encode([frames])[0]), video.prompts))
+        with VideoReader() as reader:
+            for video in self.videos[part::parts]:
+                try:
+                    frames = _read(reader, video, llm.info)
+                except RowError as error:
+                    failures.append(f"{video.uri}: {error}")
+                    continue
+                samples.append(Sample(_on_cpu(llm.encode([frames])[0]), video.prompts))
         if not samples:
             raise UserError(f"no video of {self.name} can be read; {failures[0] if failures else 'there are too few'}")
         return samples
@@ -116,10 +119,12 @@ def _grouped(rows: list[dict[str, Any]]) -> Iterator[Video]:
         yield Video(first["uri"], first["start_s"], first["end_s"], first["frames"], prompts)
 
 
-def _read(video: Video, default_frames: int) -> np.ndarray:
+def _read(reader: VideoReader, video: Video, model: ModelInfo) -> np.ndarray:
+    """uint8 [T, H, W, 3] at the size that the model looks at."""
+    sampling = Sampling(video.frames or model.default_frames, "uniform", start_s=video.start_s, end_s=video.end_s)
     with TemporaryDirectory(prefix="hieravid-calibrate-") as folder:
         path, _ = fetch_video(video.uri, Path(folder))
-        return decode_frames(path, video.frames or default_frames, video.start_s, video.end_s).frames
+        return reader.read(LocalFile(path), sampling, model.frame_size).video.frames
 
 
 def _on_cpu(video: EncodedVideo) -> EncodedVideo:

@@ -14,7 +14,8 @@ from pipeline.evaluate.lmms import VideoLLMAdapter, cut_before, manifest
 from pipeline.prompts import with_options
 from pipeline.tiny.clips import write_video
 from pipeline.tiny.world import make_clip
-from pipeline.video import decode_frames
+from pipeline.video.decode import decode_frames
+from pipeline.video.sampling import Sampling
 from pruning import PruningConfig
 
 SMALLEST = (1_000_321, 1_000_133)  # among the validation clips: four seconds at 320 pixels
@@ -72,9 +73,9 @@ def asked_of_the_engine(monkeypatch) -> list[list[Request]]:
 def decoded(monkeypatch) -> list[str]:
     paths: list[str] = []
 
-    def recorded(path, frames):
+    def recorded(path, sampling):
         paths.append(str(path))
-        return decode_frames(path, frames)
+        return decode_frames(path, sampling)
 
     monkeypatch.setattr(lmms_requests, "decode_frames", recorded)
     return paths
@@ -86,7 +87,9 @@ def test_answers_are_those_of_the_engine_in_the_order_of_the_instances(make, vid
     llm = VideoLLM.load("builtin:tiny", device="cpu")
     pruning = PruningConfig(method="uniform", retention=0.5)
     expected = [
-        llm.answer([Request(decode_frames(videos[place], 8).frames, text, max_new_tokens=4)], pruning)[0].text
+        llm.answer(
+            [Request(decode_frames(videos[place], Sampling(8, "uniform")).frames, text, max_new_tokens=4)], pruning
+        )[0].text
         for place, text in questions
     ]
     adapter = make(method="uniform", retention=0.5, batch_size=batch_size)
@@ -144,7 +147,7 @@ def test_a_loss_is_a_mean_over_the_continuations_tokens_and_may_come_from_the_do
     (whole, _), (first, _) = adapter.losses([ask(0, context, "a red"), ask(0, context, lambda doc: "a")])
     red = adapter._tokenize("a red")
     assert len(red) == 2
-    frames = decode_frames(videos[0], 8).frames
+    frames = decode_frames(videos[0], Sampling(8, "uniform")).frames
     (answer,) = adapter._answer([Request(frames, context, forced_token_ids=red)])
     assert whole == pytest.approx(-sum(answer.logprobs) / 2, abs=1e-4)
     assert first == pytest.approx(-answer.logprobs[0], abs=1e-4)

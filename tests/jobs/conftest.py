@@ -70,3 +70,15 @@ def write_manifest(tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def decoder():
+    """Takes four uniform frames of a video. One for the whole folder: its children take a moment to start."""
+    from pipeline.stages import Decoder
+    from pipeline.video.limits import Limits
+    from pipeline.video.sampling import Sampling
+
+    decoder = Decoder(Sampling(4, "uniform"), Limits())
+    yield decoder
+    decoder.close()

@@ -103,7 +103,7 @@ def unreadable_output(tmp_path: Path) -> Path:
     [
         (lambda folder: ["budgett.retention=0.5"], "budgett"),
         (lambda folder: ["budget.retention=0"], "budget.retention"),
-        (lambda folder: ["video.policy=keyframe"], "video.policy"),
+        (lambda folder: ["video.policy=random"], "video.policy"),
         (lambda folder: ["task=qa"], "task"),
         (lambda folder: ["model.source=/no/such/model"], "/no/such/model"),
         (lambda folder: [f"output={unreadable_output(folder)}"], "a-file"),

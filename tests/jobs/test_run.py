@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import time
 from collections import Counter
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from pipeline.errors import ClusterError, UserError
 from pipeline.progress import Progress
 from pipeline.results import RESULT_COLUMNS
 from pipeline.run import run_job
+from pipeline.stages import VIDEOS_AT_ONCE
 from tests.jobs.engines import DyingEngine, OnceDyingEngine, SlowEngine, broken_engine, unusable_engine
 from tests.video.samples import write_bad_files, write_video
 
@@ -93,7 +96,8 @@ def test_a_job_answers_every_row_of_a_mixed_manifest(job, results, summary_on_di
         if row["uri"] == str(one_frame):
             assert (row["frames"], row["retention_requested"]) == (1, 1.0)
         elif row["prompt"] == "when":
-            assert (row["frames"], row["frame_times_s"]) == (2, pytest.approx([1.0, 1.9]))
+            # The keyframe next to 1.0 s, and the frame at 1.9 s, which is far from any.
+            assert (row["frames"], row["frame_times_s"]) == (2, pytest.approx([1.2, 1.9]))
         else:
             assert row["frames"] == 16
             assert abs(row["retention_achieved"] - 0.3) <= 0.01
@@ -113,6 +117,8 @@ def test_a_job_answers_every_row_of_a_mixed_manifest(job, results, summary_on_di
     assert summary.exit_status == 1
     assert summary.video_tokens == sum(row["video_tokens"] or 0 for row in found)
     assert summary.stage_ms["decode_ms"] == pytest.approx(sum(row["decode_ms"] or 0 for row in found))
+    assert summary.decode_cpu_ms == pytest.approx(sum(row["decode_cpu_ms"] or 0 for row in found))
+    assert all(row["decode_cpu_ms"] > 0 for row in found if row["status"] == "ok")
     assert summary_on_disk() == json.loads(summary.to_json())
     assert [progress.phase for progress in told][:2] == ["plan", "start"]
     assert (told[-1].phase, told[-1].rows, told[-1].failed) == ("done", len(rows), len(rows) - 16)
@@ -176,9 +182,29 @@ def test_work_in_flight_in_a_worker_that_dies_is_done_again(job, results, tmp_pa
 
 def test_decoding_runs_ahead_of_a_slow_model_by_a_few_batches_only(job, results, tmp_path):
     rows = [{"uri": str(write_video(tmp_path / f"{n}.mp4", frames=4)), "question": "q"} for n in range(30)]
-    job(rows, "cluster.batch_size=2", "cluster.rows_per_shard=10", load=SlowEngine)
+    seen: list[int] = []
+
+    def count(_: Progress) -> None:
+        seen.append(decoding_processes(memory_mb=4097))
+
+    given = ["cluster.batch_size=2", "cluster.rows_per_shard=10", "video.decoder_memory_mb=4097"]
+    job(rows, *given, load=SlowEngine, on_progress=count)
     found = sorted(results(), key=lambda row: row["started_at"])
     assert (found[0]["status"], len(found)) == ("ok", 30)
     # How many videos are somewhere between fetch and answer when the next one is fetched.
     ahead = [sum(other["started_at"] <= row["started_at"] < other["finished_at"] for other in found) for row in found]
     assert max(ahead) <= 12
+    assert max(seen) == VIDEOS_AT_ONCE
+    until = time.monotonic() + 30
+    while decoding_processes(memory_mb=4097) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert decoding_processes(memory_mb=4097) == 0
+
+
+def decoding_processes(memory_mb: int) -> int:
+    """How many there are on this machine with this limit, which no other test sets."""
+    commands = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it ended meanwhile
+            commands.append((process / "cmdline").read_bytes().split(b"\0"))
+    return sum(b"pipeline.video.child" in command and str(memory_mb).encode() in command for command in commands)

@@ -24,7 +24,7 @@ def test_a_short_job_file_is_enough(tmp_path):
     path = tmp_path / "job.yaml"
     path.write_text("task: caption\nmanifest: a.csv\noutput: out\nbudget: {retention: 0.3}\nvideo:\n")
     config = load_config(path)
-    assert config.video.frames == "auto"
+    assert (config.video.frames, config.video.policy, config.video.backend) == ("auto", "keyframe", "auto")
     assert config.model.source == "builtin:tiny"
     assert config.generation.prompt == DEFAULT_CAPTION_PROMPT
     assert config.pruning.method == "hieravid"
@@ -91,7 +91,14 @@ def test_the_task_comes_from_the_job_and_must_agree_with_the_file():
         ("video=3", ("video = 3 ", "section")),
         ("video.frames=0", ("video.frames = 0 ", "auto", "whole number from 1")),
         ("video.frames=8.5", ("video.frames = 8.5 ", "whole number")),
-        ("video.policy=keyframes", ("video.policy = 'keyframes'", "uniform", "no other policy exists yet")),
+        ("video.policy=keyframes", ("video.policy = 'keyframes'", "keyframe (", "uniform (", "fps (", "scene (")),
+        ("video.fps=0", ("video.fps = 0 ", "a number above 0")),
+        ("video.fps=on", ("video.fps = True ", "not a number")),
+        ("video.backend=ffmpeg", ("video.backend = 'ffmpeg'", "auto", "decord or pyav")),
+        ("video.decode_timeout_s=0", ("video.decode_timeout_s = 0 ", "seconds above 0")),
+        ("video.decode_timeout_s=.inf", ("video.decode_timeout_s = inf ", "seconds above 0")),
+        ("video.decoder_memory_mb=100", ("video.decoder_memory_mb = 100 ", "MiB from 512")),
+        ("video.decode_timeout=60", ("video.decode_timeout = 60", "did you mean video.decode_timeout_s?")),
         ("video.frames.count=3", ("video.frames", "whole number")),
         ("model.dtype=int8", ("model.dtype = 'int8'", "bfloat16")),
         ("model.quantization=int4", ("model.quantization = 'int4'", "none, int8 or fp8")),

@@ -29,6 +29,9 @@ def test_it_does_not_depend_on_the_order_of_keys(tmp_path):
         "name=other",
         "manifest=other.csv",
         "output=elsewhere",
+        "video.decode_timeout_s=5",
+        "video.decoder_memory_mb=1024",
+        "video.fps=2",  # of a policy that has no use for it
         "model.source=/models/copy-of-tiny",
         "model.device=cpu",
         "model.max_positions=65536",
@@ -51,6 +54,9 @@ def test_what_changes_no_answer_does_not_change_it(override):
     [
         "task=caption",
         "video.frames=8",
+        "video.policy=uniform",
+        "video.policy=scene",
+        "video.backend=decord",
         "model.dtype=float32",
         "model.quantization=int8",
         "budget.retention=0.31",
@@ -70,6 +76,10 @@ def test_what_changes_no_answer_does_not_change_it(override):
 )
 def test_what_changes_an_answer_changes_it(override):
     assert of(override) != of()
+
+
+def test_the_rate_of_frames_changes_it_where_it_is_used():
+    assert of("video.policy=fps", "video.fps=2") != of("video.policy=fps")
 
 
 def test_the_model_s_content_changes_it():

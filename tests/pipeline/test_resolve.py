@@ -7,12 +7,14 @@ from pipeline.config_load import dump_config, load_config
 from pipeline.engine import ModelInfo
 from pipeline.errors import UserError
 from pipeline.fingerprint import fingerprint
+from pipeline.frame_size import FixedSize
 from pipeline.resolve import resolve_pruning
 from pipeline.storage import join, write_atomic
 from pruning.calibration import Calibration
 
 HASH = "a" * 64
-MODEL = ModelInfo("some-7b", HASH, "LlavaOnevision", "float32", "cpu", 32, 384, 28, 3584, 32768, 196, None)
+SIZE = FixedSize(384, 384)
+MODEL = ModelInfo("some-7b", HASH, "LlavaOnevision", "float32", "cpu", 32, SIZE, 28, 3584, 32768, 196, None)
 
 
 def write_calibration(place, name="calibration.json", **changes):

@@ -30,7 +30,8 @@ DOCUMENTED = {
     "video": "duration_s fps width height codec decode_backend frames frame_times_s bytes_fetched",
     "tokens": "video_tokens prompt_tokens output_tokens segments stage_layers stage_tokens"
     " retention_requested retention_achieved flops_ratio kv_ratio",
-    "latency": "fetch_ms decode_ms wait_ms vision_ms prune_ms prefill_ms generate_ms total_ms peak_memory_mb",
+    "latency": "fetch_ms decode_ms decode_cpu_ms wait_ms vision_ms prune_ms prefill_ms generate_ms total_ms"
+    " peak_memory_mb",
     "provenance": "model model_hash dtype quantization pruning_method config_fingerprint code_version host device"
     " started_at finished_at",
 }

@@ -12,14 +12,15 @@ from pipeline.tiny.clips import write_dataset, write_video
 from pipeline.tiny.draw import draw_clip
 from pipeline.tiny.scores import score_answers, score_captions
 from pipeline.tiny.world import SLOTS, VALIDATION_SEEDS, make_clip
-from pipeline.video import decode_frames
+from pipeline.video.decode import decode_frames
+from pipeline.video.sampling import Sampling
 
 
 def test_sixteen_uniform_frames_of_the_file_are_the_sixteen_slots(tmp_path: Path) -> None:
     seed = next(s for s in VALIDATION_SEEDS if make_clip(s).duration_s < 6)
     clip = make_clip(seed)
     write_video(clip, tmp_path / "clip.mp4")
-    video = decode_frames(tmp_path / "clip.mp4", SLOTS)
+    video = decode_frames(tmp_path / "clip.mp4", Sampling(SLOTS, "uniform"))
     assert video.info.codec == "h264"
     assert video.frames.shape == (SLOTS, clip.height, clip.width, 3)
     assert video.info.duration_s == pytest.approx(clip.duration_s, abs=0.2)
