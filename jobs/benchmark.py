@@ -1,4 +1,4 @@
-"""Measure speed on this machine: `python -m jobs.benchmark pruning` or `engine`, with `--json FILE`."""
+"""Measure speed on this machine: `python -m jobs.benchmark pruning`, `engine` or `decode`, with `--json FILE`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from jobs.benchmark_decode import decode
 from jobs.benchmark_engine import engine
 from pipeline.benchmark.machine import describe_machine
 from pipeline.benchmark.picks import MARGIN
@@ -20,6 +21,7 @@ from pipeline.benchmark.pruning import MAX_BLOCK, NUM_LAYERS, RETENTIONS, SEGMEN
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 app.command()(engine)
+app.command()(decode)
 
 
 @app.callback()

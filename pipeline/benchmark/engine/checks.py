@@ -3,34 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
+from pipeline.benchmark.check import Check
 from pipeline.benchmark.engine.ceilings import Ceilings
 from pipeline.benchmark.engine.measurement import Row
 from pipeline.benchmark.engine.ours import SYSTEM
-
-
-@dataclass(frozen=True)
-class Check:
-    """A measured figure beside its bound, which is a maximum or a minimum."""
-
-    name: str
-    value: float
-    bound: float
-    is_maximum: bool
-    unit: str = "×"
-
-    @property
-    def passed(self) -> bool:
-        """Whether the figure keeps to the bound."""
-        return self.value <= self.bound if self.is_maximum else self.value >= self.bound
-
-    def __str__(self) -> str:
-        """One line for people."""
-        sign = "≤" if self.is_maximum else "≥"
-        number = "{:.1%}" if self.unit == "%" else "{:.2f}" + self.unit
-        verdict = "pass" if self.passed else "FAIL"
-        return f"{verdict}  {self.name}: {number.format(self.value)} ({sign} {number.format(self.bound)})"
 
 
 def check_rows(rows: Sequence[Row], ceilings: Ceilings, is_cuda: bool) -> list[Check]:

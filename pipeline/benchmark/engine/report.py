@@ -12,8 +12,8 @@ from typing import Any
 import transformers
 from rich.table import Table
 
+from pipeline.benchmark.check import Check
 from pipeline.benchmark.engine.ceilings import Ceilings
-from pipeline.benchmark.engine.checks import Check
 from pipeline.benchmark.engine.measurement import Row
 from pipeline.benchmark.engine.run import Options
 from pipeline.benchmark.engine.subject import Subject
