@@ -6,7 +6,7 @@ DEMO_CLIPS ?= 24
 PY := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: demo test soak lint scores evaluate ablate lmms clean
+.PHONY: demo test soak lint scores policies evaluate ablate lmms clean
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
@@ -30,6 +30,13 @@ scores: $(READY)
 	$(call both_jobs,pruned,budget.retention=0.3)
 	$(PY) -m pipeline.tiny.scores out/scores/pruned --json out/scores/pruned.json
 	$(PY) -m pipeline.tiny.separation --clips 200 --cache out/clips --json out/scores/separation.json
+
+# What keyframes cost in accuracy: 3,200 questions about test clips, frames exact and at keyframes, paired.
+policies: $(READY)
+	$(PY) -m pipeline.tiny.clips --split test --count 640 --out out/policies --cache out/clips
+	for policy in uniform keyframe; do $(PY) -m jobs.qa --config configs/demo-qa.yaml \
+	  manifest=out/policies/qa.jsonl output=out/policies/$$policy video.policy=$$policy || exit; done
+	$(PY) -m pipeline.tiny.policies out/policies/uniform out/policies/keyframe --json out/policies/comparison.json
 
 define both_jobs
 	for task in caption qa; do $(PY) -m jobs.$$task --config configs/demo-$$task.yaml \
