@@ -6,6 +6,7 @@ answerer no video library, and the decoder neither torch nor a video library, wh
 
 from __future__ import annotations
 
+import os
 import socket
 import tempfile
 import threading
@@ -123,7 +124,7 @@ class Decoder:
         path = local_path(uri)
         if path is not None:
             with fetch_errors(uri):
-                path.open("rb").close()
+                open(path, "rb", opener=_open_at_once).close()
                 file = LocalFile(path)
             measured["bytes_fetched"] = file.size
             yield file
@@ -236,6 +237,11 @@ class Answerer:
                 row[name] /= len(group["items"])
         total_ms = (finished - group["started_at"]).total_seconds() * 1e3
         return row | self.provenance | {"shard": group["shard"], "finished_at": finished, "total_ms": total_ms}
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """As `open` opens, but without waiting until somebody writes into a pipe."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _as_binary(pixels: np.ndarray | None) -> pa.Array:

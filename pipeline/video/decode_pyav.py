@@ -86,7 +86,8 @@ def _decode_run(
 ) -> Iterator[tuple[int, av.VideoFrame]]:
     """Decode from the packet `start` on until each of `wanted` is there, in the cheap way and else in the plain one."""
     missing = set(wanted)
-    yield from _decode(walk, table, start, missing, 0, can_skip(walk.context))
+    skip = can_skip(walk.context) and not table.all_packets.header
+    yield from _decode(walk, table, start, missing, 0, skip)
     if missing:
         # A stream whose header hides how far frames are reordered, or a keyframe that does not stand for itself.
         earlier = max(int(table.all_packets.start[max(start - 1, 0)]), 0)

@@ -22,7 +22,9 @@ class Packets:
 
     `pts` int64 [m]; `is_key` bool [m]; `is_shown` bool [m]: whether a frame of its own comes out of it
     (none does of what an edit list cuts off). `size` int64 [m] in bytes, `offset` int64 [m] from the begin of
-    the file, None where the container does not say.
+    the file, None where the container does not say. `stamp` int64 [m]: the time of decoding by which the demuxer's
+    packets are told from each other where it does not know `pts`; None where it does. `header`: what a decoder
+    has to be told first; only where a packet may hold a part of the next one's frame, and b"" elsewhere.
     """
 
     pts: np.ndarray
@@ -30,6 +32,8 @@ class Packets:
     is_shown: np.ndarray
     size: np.ndarray
     offset: np.ndarray | None = None
+    stamp: np.ndarray | None = None
+    header: bytes = b""
 
     def __len__(self) -> int:
         """m."""

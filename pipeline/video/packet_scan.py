@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from dataclasses import replace
 from fractions import Fraction
 
 import av
@@ -10,6 +11,7 @@ import numpy as np
 
 from pipeline.errors import RowError
 from pipeline.video.container import OpenVideo, open_video
+from pipeline.video.display_order import PackedPictures, decoded_order
 from pipeline.video.file import VideoFile
 from pipeline.video.frame_table import FrameTable, Packets
 from pipeline.video.h264_refresh import HEAD, begins_refresh, length_bytes
@@ -17,6 +19,7 @@ from pipeline.video.mp4 import SampleTable, read_samples
 from pipeline.video.mp4_boxes import is_cut_short, read_bytes
 
 _CHECKED = 64  # samples compared with FFmpeg's own index, and as many keyframes, spread evenly
+_DEEPLY_REORDERED = {"h264", "hevc"}  # frames are held back by as many places as each stream likes
 _NONE = -(1 << 63)  # a packet without a time
 
 
@@ -41,8 +44,12 @@ def frame_table_of(video: OpenVideo) -> FrameTable:
 def from_index(video: OpenVideo) -> FrameTable | None:
     """The frames that an MP4's index lists; None where it does not list them, or FFmpeg reads it in another way."""
     samples = read_samples(video.moov, video.stream.id) if video.moov is not None else None
-    if samples is None or video.stream.time_base != Fraction(1, samples.timescale):
+    if samples is None or len(samples.size) == 0 or video.stream.time_base != Fraction(1, samples.timescale):
         return None
+    if _codec(video) == "mpeg4" and _is_packed(
+        video, read_bytes(video.file, int(samples.offset[0]), min(HEAD, int(samples.size[0])))
+    ):
+        return None  # copied out of an AVI as it was: the index does not tell when frames are shown
     return _as_ffmpeg_has_it(video, samples)
 
 
@@ -97,6 +104,7 @@ def from_packets(video: OpenVideo) -> FrameTable:
         video.file.will_read([(0, video.file.size)])
     pts, dts, duration, size, flags = (array("q") for _ in range(5))
     keys, refreshes = 0, False
+    packed: PackedPictures | None = None
     with open_video(video.file) as again:
         shows = _shows_vp8 if again.stream.codec_context.name == "vp8" else _shows_any
         try:
@@ -110,24 +118,71 @@ def from_packets(video: OpenVideo) -> FrameTable:
                 keys += packet.is_keyframe
                 if keys == 2 and packet.is_keyframe:
                     refreshes = _is_refresh(again, bytes(memoryview(packet)[:HEAD]))
-                flags.append(packet.is_keyframe + 2 * (shows(packet) and not packet.is_discard))
+                is_key = packet.is_keyframe
+                if len(size) == 1 and _is_packed(again, bytes(packet)):
+                    packed = PackedPictures(again.stream.codec_context.extradata, bytes(packet))
+                if packed is not None:
+                    is_key = packed.add(bytes(packet))
+                flags.append(is_key + 2 * (shows(packet) and not packet.is_discard))
         except av.FFmpegError:
             pass  # damage or a missing end: the frames up to there are those that the file has
         marks = np.frombuffer(flags, np.int64)
         is_key = (marks & 1).astype(bool)
+        told = np.frombuffer(pts, np.int64), np.frombuffer(dts, np.int64)
         packets = Packets(
-            pts=_times(np.frombuffer(pts, np.int64), np.frombuffer(dts, np.int64), again),
+            pts=_times(*told, again),
             is_key=_only_first(is_key) if refreshes else is_key,
             is_shown=(marks & 2).astype(bool),
             size=np.frombuffer(size, np.int64),
         )
+        if packed is not None:
+            packets = replace(_reordered(packets, packed.order(), told[1]), header=packed.header)
+        elif _hides_order(again, told[0]):
+            packets = _reordered(packets, decoded_order(video.file), told[1])
+        elif _guesses_times(again):
+            packets = replace(packets, stamp=told[1])
         return FrameTable.from_packets(packets, np.frombuffer(duration, np.int64), _time_base(again), _origin(again))
+
+
+def _is_packed(video: OpenVideo, first_packet: bytes) -> bool:
+    return _codec(video) == "mpeg4" and PackedPictures.are_in(video.stream.codec_context.extradata, first_packet)
+
+
+def _hides_order(video: OpenVideo, pts: np.ndarray) -> bool:
+    """Whether frames are shown in another order than decoded, and their times do not tell in which."""
+    if not video.stream.codec_context.has_b_frames or _codec(video) not in _DEEPLY_REORDERED:
+        return False
+    return _guesses_times(video) or not (pts != _NONE).any()
+
+
+def _guesses_times(video: OpenVideo) -> bool:
+    """Whether times of display are FFmpeg's guess. An AVI has times of decoding alone.
+
+    For older codecs, in which a frame is held back by one place at most, the guess is right.
+    """
+    return video.container.format.name == "avi" and _codec(video) in _DEEPLY_REORDERED
+
+
+def _codec(video: OpenVideo) -> str:
+    return video.stream.codec_context.codec.canonical_name
+
+
+def _reordered(packets: Packets, order: np.ndarray, dts: np.ndarray) -> Packets:
+    """The packets with their times dealt out anew: the first of them to the packet that is shown first, and so on.
+
+    Those that show nothing are left without a time, or what comes of them could be taken for another's frame.
+    """
+    order = order[order < len(packets)]
+    order = order[packets.is_shown[order] & (packets.pts[order] != _NONE)]
+    pts, is_shown = np.full(len(packets), _NONE), np.zeros(len(packets), bool)
+    pts[order], is_shown[order] = np.sort(packets.pts[order]), True
+    return replace(packets, pts=pts, is_key=packets.is_key & is_shown, is_shown=is_shown, stamp=dts)
 
 
 def _is_refresh(video: OpenVideo, second_key: bytes) -> bool:
     """Whether a stream is refreshed gradually, going by its second keyframe: encoders do it always or never."""
-    context = video.stream.codec_context
-    return context.codec.canonical_name == "h264" and begins_refresh(second_key, length_bytes(context.extradata))
+    extradata = video.stream.codec_context.extradata
+    return _codec(video) == "h264" and begins_refresh(second_key, length_bytes(extradata))
 
 
 def _only_first(is_key: np.ndarray) -> np.ndarray:
@@ -138,7 +193,7 @@ def _only_first(is_key: np.ndarray) -> np.ndarray:
 
 def _times(pts: np.ndarray, dts: np.ndarray, video: OpenVideo) -> np.ndarray:
     """When the frame of each packet is shown. A container that never says it shows them in the order of decoding."""
-    if (pts != _NONE).any() or len(pts) == 0:
+    if len(pts) == 0 or ((pts != _NONE).any() and not _guesses_times(video)):
         return pts  # a packet without a time among others with one holds a second field, or nothing
     if (dts != _NONE).all():
         return dts

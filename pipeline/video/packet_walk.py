@@ -29,7 +29,10 @@ class PacketWalk:
         self._file = video.file
         self._options = dict(options)
         self._pts = table.all_packets.pts
-        self._by_pts = np.argsort(self._pts, kind="stable")
+        self._has_stamps = table.all_packets.stamp is not None
+        self._stamp = self._pts if table.all_packets.stamp is None else table.all_packets.stamp
+        self._header = table.all_packets.header
+        self._by_stamp = np.argsort(self._stamp, kind="stable")
         self._time_base = table.time_base
         self._margin = 0  # place in _MARGINS_S: what the last seek needed; behind its end, seeking is of no use
         self._held = ExitStack()
@@ -46,6 +49,8 @@ class PacketWalk:
         self._stream.thread_count = 1
         self.context = self._stream.codec_context
         self.context.options = self._options
+        if self._header:
+            self.context.extradata = self._header
         self._packets = self._container.demux(self._stream)
         self._next: int | None = 0  # the rank of the packet that is read next; None after a seek
 
@@ -66,13 +71,13 @@ class PacketWalk:
         yield from self._read()
 
     def _find(self, rank: int) -> av.Packet:
-        can_seek = self._margin < len(_MARGINS_S) and abs(int(self._pts[rank])) < _LARGEST_PTS
+        can_seek = self._margin < len(_MARGINS_S) and abs(int(self._stamp[rank])) < _LARGEST_PTS
         if self._next is not None and (rank == self._next or (rank > self._next and not can_seek)):
             packet = self._skip_to(rank)
             if packet is not None:
                 return packet
         while can_seek and self._margin < len(_MARGINS_S):
-            packet = self._skip_to(rank) if self._seek(int(self._pts[rank]), _MARGINS_S[self._margin]) else None
+            packet = self._skip_to(rank) if self._seek(int(self._stamp[rank]), _MARGINS_S[self._margin]) else None
             if packet is not None:
                 return packet
             self._margin += 1
@@ -82,10 +87,10 @@ class PacketWalk:
             raise RowError("decode", "decode_failed", f"packet {rank} of the video stream cannot be read")
         return packet
 
-    def _seek(self, pts: int, margin_s: int) -> bool:
-        """Go to the keyframe at or before `pts`, as well as the container can; False where it cannot."""
+    def _seek(self, stamp: int, margin_s: int) -> bool:
+        """Go to the keyframe at or before `stamp`, as well as the container can; False where it cannot."""
         try:
-            self._container.seek(pts - round(margin_s / self._time_base), stream=self._stream)
+            self._container.seek(stamp - round(margin_s / self._time_base), stream=self._stream)
         except av.FFmpegError:
             return False
         self._packets = self._container.demux(self._stream)
@@ -110,9 +115,9 @@ class PacketWalk:
                 rank = self._rank_of(packet)
                 if rank is not None:
                     self._next = rank + 1
-                    # A container that never says times: its table has made some up.
-                    if packet.pts is None and abs(int(self._pts[rank])) < _LARGEST_PTS:
-                        packet.pts = int(self._pts[rank])
+                    # A container that does not say times of display: its table has found them out, or made some up.
+                    if packet.pts is None or self._has_stamps:
+                        packet.pts = int(self._pts[rank]) if abs(int(self._pts[rank])) < _LARGEST_PTS else None
                 yield rank, packet
         except MemoryError:
             raise
@@ -121,9 +126,10 @@ class PacketWalk:
 
     def _rank_of(self, packet: av.Packet) -> int | None:
         expected = self._next if self._next is not None and self._next < len(self._pts) else None
-        if packet.pts is None or (expected is not None and packet.pts == self._pts[expected]):
+        stamp = packet.dts if self._has_stamps else packet.pts
+        if stamp is None or (expected is not None and stamp == self._stamp[expected]):
             return expected
-        place = int(self._pts.searchsorted(packet.pts, sorter=self._by_pts))
-        if place == len(self._pts) or self._pts[self._by_pts[place]] != packet.pts:
+        place = int(self._stamp.searchsorted(stamp, sorter=self._by_stamp))
+        if place == len(self._stamp) or self._stamp[self._by_stamp[place]] != stamp:
             return None
-        return int(self._by_pts[place])
+        return int(self._by_stamp[place])

@@ -20,6 +20,7 @@ MOST_PIXELS = 8192 * 8192
 """Of one frame: 8K has half as many, and a decoder keeps up to 17 frames of a stream at once."""
 
 _WIDEST_PIXEL = 4.0  # the widest in use are 2.4 times as wide as high; beyond is damage, and would be a huge picture
+_MOST_FPS = 10_000  # beyond is the clock of a container (60,000 in a bare DV stream), taken for a rate
 _PROJECTION = b"\x76\x70"  # Matroska's element for it, among the tracks
 _TRACKS_WITHIN = 64 << 10  # bytes from the begin of the file
 _FIRST_PACKETS = 64  # how many may come before the first frame
@@ -52,7 +53,7 @@ def describe(video: OpenVideo) -> VideoStream:
     return VideoStream(
         info=VideoInfo(
             duration_s=_duration_s(video),
-            fps=float(video.stream.average_rate) if video.stream.average_rate else None,
+            fps=_fps(video),
             width=width,
             height=height,
             codec=context.codec.canonical_name,
@@ -70,6 +71,13 @@ def _duration_s(video: OpenVideo) -> float | None:
     if video.stream.duration is not None and video.stream.time_base is not None:
         return float(video.stream.duration * video.stream.time_base)
     return video.container.duration / av.time_base if video.container.duration is not None else None
+
+
+def _fps(video: OpenVideo) -> float | None:
+    rate = video.stream.average_rate
+    if rate and rate > _MOST_FPS:
+        rate = video.stream.guessed_rate
+    return float(rate) if rate and rate <= _MOST_FPS else None
 
 
 def _rotation(video: OpenVideo) -> int:

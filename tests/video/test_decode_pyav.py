@@ -72,7 +72,11 @@ KINDS = {
 
 def in_sequence(path: Path) -> dict[int, np.ndarray]:
     with av.open(str(path)) as container:
-        return {frame.pts: frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)}
+        frames = [(frame.pts, frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+        codec = container.streams.video[0].codec_context.codec.canonical_name
+    if (path.suffix, codec) == (".avi", "h264"):  # FFmpeg numbers these as they are decoded, not as they are shown
+        return dict(enumerate(picture for _, picture in frames))
+    return dict(frames)
 
 
 def read(path: Path, choose) -> tuple[FrameTable, dict[int, np.ndarray]]:
