@@ -48,8 +48,8 @@ _SENSITIVE = (
     r"|credentials?|password|passwd|pwd|authorization"
 )
 _WHOLE_NAME = re.compile(rf"(?:{_SENSITIVE})\Z", re.IGNORECASE)
-_USERINFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/\s?#@]*(?:@[^/\s?#@]*)*@")
-_URL_QUERY = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^\s?#'\"<>]*)[?#][^\s'\"<>]*")
+_USERINFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,30}://)[^/\s?#@]*(?:@[^/\s?#@]*)*@")
+_URL_QUERY = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,30}://[^\s?#'\"<>]*)[?#][^\s'\"<>]*")
 _ASSIGNMENT = re.compile(
     rf"(?<![A-Za-z0-9_])((?:{_SENSITIVE})['\"]?\s*(?:=|:|%3D)\s*)(?:(?:bearer|basic)\s+)?['\"]?[^\s'\"&;,]+",
     re.IGNORECASE,

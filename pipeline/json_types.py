@@ -57,7 +57,8 @@ def merged(one: pa.DataType | None, other: pa.DataType | None) -> pa.DataType | 
 
 
 def _struct(fields: dict[str, pa.DataType | None]) -> pa.DataType | None:
-    if not 0 < len(fields) <= _MOST_FIELDS or None in fields.values():
+    # DuckDB opens no file that has a struct with a nameless field.
+    if not 0 < len(fields) <= _MOST_FIELDS or None in fields.values() or "" in fields:
         return None
     return pa.struct(list(fields.items()))
 

@@ -30,6 +30,43 @@ def list_files(uri: str) -> Iterator[str]:
     Yields absolute paths or s3:// uris in an order that repeats, leaving out names that start with
     a dot. Raises UserError or ClusterError where the storage cannot be listed.
     """
+    return (name for name, _ in _list(uri))
+
+
+def list_stamped(uri: str) -> Iterator[tuple[str, str]]:
+    """The files of `list_files`, each with a stamp that changes when its content does."""
+    for name, stamp in _list(uri):
+        yield name, stamp or file_stamp(name) or "gone"
+
+
+def file_stamp(uri: str) -> str | None:
+    """A file's size and ETag, or of a local one its size and time of change; None where there is no such file."""
+    path = local_path(uri)
+    with job_errors(uri, "look up"):
+        try:
+            if path is not None:
+                told = path.stat()
+                return f"{told.st_size} {told.st_mtime_ns}" if path.is_file() else None
+            filesystem, key = filesystem_for(uri)
+            info = filesystem.info(key)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+    return f"{info['size']} {info['ETag']}" if info["type"] == "file" else None
+
+
+def list_folders(uri: str) -> list[str]:
+    """The names of the folders right below the folder `uri`; none where that does not exist."""
+    filesystem, path = filesystem_for(uri)
+    with job_errors(uri, "list"):
+        try:
+            entries = filesystem.ls(path, detail=True)
+        except FileNotFoundError:
+            return []
+    return [entry["name"].rstrip("/").rpartition("/")[2] for entry in entries if entry["type"] == "directory"]
+
+
+def _list(uri: str) -> Iterator[tuple[str, str | None]]:
+    """Files and, where the listing tells it, their stamp."""
     if not is_glob(uri):
         yield from _walk(uri)
         return
@@ -41,26 +78,26 @@ def list_files(uri: str) -> Iterator[str]:
     # Translated from the pattern's own steps, so that a root written as ./x or file:///x matches what _walk yields.
     matches = re.compile(glob_translate("/".join(steps[fixed:]))).match
     base = (str(path.absolute()) if (path := local_path(root)) is not None else root).rstrip("/") + "/"
-    for name in _walk(root):
+    for name, stamp in _walk(root):
         if matches(name.removeprefix(base)):
-            yield name
+            yield name, stamp
 
 
-def _walk(root: str) -> Iterator[str]:
+def _walk(root: str) -> Iterator[tuple[str, str | None]]:
     path = local_path(root)
     with job_errors(root, "list"):
         yield from _walk_s3(root) if path is None else _walk_local(path.absolute())
 
 
-def _walk_local(folder: Path) -> Iterator[str]:
+def _walk_local(folder: Path) -> Iterator[tuple[str, None]]:
     for place, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             if not name.startswith("."):
-                yield str(Path(place, name))
+                yield str(Path(place, name)), None
 
 
-def _walk_s3(root: str) -> Iterator[str]:
+def _walk_s3(root: str) -> Iterator[tuple[str, str]]:
     filesystem, path = filesystem_for(root)
     bucket, _, prefix = path.strip("/").partition("/")
     request = {"Bucket": bucket, "Prefix": f"{prefix}/" if prefix else "", "MaxKeys": _PAGE}
@@ -69,7 +106,7 @@ def _walk_s3(root: str) -> Iterator[str]:
         for entry in answer.get("Contents", ()):
             key = entry["Key"]
             if not key.endswith("/") and not any(s.startswith(".") for s in key[len(request["Prefix"]) :].split("/")):
-                yield f"s3://{bucket}/{key}"
+                yield f"s3://{bucket}/{key}", f"{entry['Size']} {entry['ETag']}"
         if not answer.get("IsTruncated"):
             return
         request["ContinuationToken"] = answer["NextContinuationToken"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -33,3 +33,12 @@ class BatchSource:
 
     schema: pa.Schema
     batches: Callable[[], Iterator[Batch]]
+
+
+def is_unicode(texts: Iterable[str]) -> bool:
+    """Whether a file can hold these texts: half of a surrogate pair cannot be written as UTF-8."""
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from pipeline.config import MAX_FRAMES, Task
 from pipeline.errors import RowError, one_line
+from pipeline.manifest_batches import is_unicode
 from pipeline.prompts import MAX_OPTIONS, with_options
 from pipeline.uris import resolve, without_query, without_secrets
 
@@ -127,11 +128,15 @@ def _default_id(uri: str) -> str:
 
 def _storable(uri: Any) -> str | None:
     """What may be stored of a uri that was refused: no user name, no query, no megabytes."""
-    return one_line(without_query(without_secrets(uri)), 1000) if isinstance(uri, str) and uri.strip() else None
+    if not isinstance(uri, str) or not uri.strip():
+        return None
+    # Cut before it is scrubbed: the time for that grows with the square of the length.
+    return one_line(without_query(without_secrets(uri))[:2000], 1000)
 
 
 def _bad(name: str, value: Any, allowed: str) -> RowError:
-    shown = "a value that cannot be read" if isinstance(value, Unreadable) else one_line(repr(value)[:200], 80)
+    bare = without_secrets(repr(value))[:200]
+    shown = "a value that cannot be read" if isinstance(value, Unreadable) else one_line(bare, 80)
     return RowError("manifest", "bad_row", f"{name} = {shown}: {allowed} is needed")
 
 
@@ -194,5 +199,7 @@ def _options(value: Any) -> list[str] | None:
         raise _bad("options", value, allowed)
     texts = [str(item).strip() for item in value if isinstance(item, str | int | float) and not isinstance(item, bool)]
     if len(texts) < len(value) or not all(texts) or not 2 <= len(set(texts)) == len(texts) <= MAX_OPTIONS:
+        raise _bad("options", value, allowed)
+    if not is_unicode(texts):  # JSON inside a text can spell half of a surrogate pair
         raise _bad("options", value, allowed)
     return texts

@@ -162,6 +162,8 @@ def fetch_video(uri: str, folder: Path) -> tuple[Path, int]:
         path = local_path(uri)
         if path is None:
             path = _download(uri, folder)
+        elif path.exists() and not path.is_file():
+            raise IsADirectoryError(uri)  # or a pipe, whose open would wait for a writer
         else:
             path.open("rb").close()
         return path, path.stat().st_size

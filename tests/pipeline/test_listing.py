@@ -2,7 +2,7 @@ import pytest
 
 from pipeline import listing
 from pipeline.errors import UserError
-from pipeline.listing import is_glob, list_files
+from pipeline.listing import file_stamp, is_glob, list_files, list_folders, list_stamped
 from pipeline.storage import filesystem_for, join, write_atomic
 
 NAMES = ["a.mp4", "b.mp4", "b.txt", "day/c.mp4", "day/night/d.mp4", ".hidden.mp4", ".cache/e.mp4", "day/.f.mp4"]
@@ -71,3 +71,23 @@ def test_wildcards_are_recognised():
 def test_a_bucket_is_named_not_matched():
     with pytest.raises(UserError, match="wildcard"):
         list(list_files("s3://archive-*/clips"))
+
+
+def test_a_stamp_changes_with_the_content(archive):
+    before = dict(list_stamped(archive))
+    assert list(before) == list(list_files(archive))
+    write_atomic(join(archive, "b.txt"), b"new")
+    after = dict(list_stamped(archive))
+    assert [name for name in before if before[name] != after[name]] == [join(archive, "b.txt")]
+    assert file_stamp(join(archive, "b.txt")) == after[join(archive, "b.txt")]
+
+
+@pytest.mark.parametrize("name", ["none", "none/a.mp4", "a.mp4/b", "day"])
+def test_what_is_no_file_has_no_stamp(archive, name):
+    assert file_stamp(join(archive, name)) is None
+
+
+def test_folders_are_listed_one_level_deep(archive):
+    assert [name for name in list_folders(archive) if name != ".cache"] == ["day"]
+    assert list_folders(join(archive, "day/")) == ["night"]
+    assert list_folders(join(archive, "none")) == []

@@ -94,14 +94,15 @@ def test_jsonl_lines_that_cannot_be_read_stay_rows(tmp_path):
         b'"text"',
         b'{"uri": "\xff"}',
         b'{"uri": "\\ud800"}',
+        b'{"uri": "\xed\xa0\x80"}',
         b"[" * 100_000,
         b'{"n": ' + b"9" * 5000 + b"}",
         b'{"uri": "b.mp4"}',
     ]
     manifest = open_manifest(written(tmp_path / "m.jsonl", b"\n".join(lines)), tmp_path)
-    assert [row["uri"] for row in rows_of(manifest)] == ["a.mp4", None, None, None, None, None, None, "b.mp4"]
+    assert [row["uri"] for row in rows_of(manifest)] == ["a.mp4", *[None] * 7, "b.mp4"]
     assert [message.split(" is ")[0] for message in problems_of(manifest)] == [
-        f"line {number}" for number in (2, 4, 5, 6, 7, 8)
+        f"line {number}" for number in (2, 4, 5, 6, 7, 8, 9)
     ]
 
 
@@ -163,6 +164,12 @@ def test_parquet_without_uri_is_refused(tmp_path):
         open_manifest(str(tmp_path / "m.parquet"), tmp_path)
 
 
+def test_parquet_with_a_nameless_field_is_refused(tmp_path):
+    pq.write_table(pa.table({"uri": ["a"], "x": pa.array([[{"": 1}]])}), tmp_path / "m.parquet")
+    with pytest.raises(UserError, match="'x' holds a field without a name"):
+        open_manifest(str(tmp_path / "m.parquet"), tmp_path)
+
+
 def test_parquet_that_breaks_off_inside_is_refused(tmp_path):
     path = tmp_path / "m.parquet"
     pq.write_table(pa.table({"uri": [f"{number}.mp4" for number in range(1000)]}), path, compression="zstd")
@@ -174,8 +181,34 @@ def test_parquet_that_breaks_off_inside_is_refused(tmp_path):
         rows_of(manifest)
 
 
+def test_a_line_with_too_many_keys_is_a_bad_row_and_not_the_end_of_the_job(tmp_path):
+    many = ", ".join(f'"key{number}": 1' for number in range(1200))
+    path = written(tmp_path / "m.jsonl", f'{{"uri": "a", {many}}}\n{{"uri": "b", "key7": 1}}\n')
+    manifest = open_manifest(path, tmp_path)
+    assert rows_of(manifest) == [{"uri": None, "key7": None}, {"uri": "b", "key7": 1}]
+    assert "1201 keys" in problems_of(manifest)[0]
+
+
+def test_urls_in_texts_are_delivered_without_their_secrets(tmp_path):
+    link = "s3://b/a?sig=abc"
+    table = pa.table({"uri": [link], "prompt": [f"see {link}"], "tags": [[{"link": link, "n": 1}]]})
+    pq.write_table(table, tmp_path / "m.parquet")
+    (row,) = rows_of(open_manifest(str(tmp_path / "m.parquet"), tmp_path))
+    assert row == {"uri": link, "prompt": "see s3://b/a", "tags": [{"link": "s3://b/a", "n": 1}]}
+
+
+def test_parquet_of_long_rows_comes_in_small_batches(tmp_path):
+    table = pa.table(
+        {"uri": [f"{number}.mp4" for number in range(40)], "note": [str(n) * 1_000_000 for n in range(40)]}
+    )
+    pq.write_table(table, tmp_path / "m.parquet")
+    batches = [batch.rows for batch in open_manifest(str(tmp_path / "m.parquet"), tmp_path).rows.batches()]
+    assert max(rows.num_rows for rows in batches) < 20
+    assert pa.Table.from_batches(batches).equals(table)
+
+
 def test_a_row_per_key_is_refused(tmp_path):
-    path = written(tmp_path / "m.jsonl", "\n".join(f'{{"uri": "a", "key{number}": 1}}' for number in range(1500)))
+    path = written(tmp_path / "m.jsonl", "\n".join(f'{{"uri": "a", "key{number}": 1}}' for number in range(2500)))
     with pytest.raises(UserError, match="different keys"):
         open_manifest(path, tmp_path)
 

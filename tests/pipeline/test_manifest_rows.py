@@ -118,6 +118,7 @@ def test_overrides_are_read_from_numbers_and_texts(values, read):
         ({"options": ["red", None]}, "bad_row", "options"),
         ({"options": [str(number) for number in range(27)]}, "bad_row", "2 to 26"),
         ({"options": "[1,"}, "bad_row", "options"),
+        ({"options": '["\\ud800", "b"]'}, "bad_row", "different texts"),
         ({"options": {"a": 1}}, "bad_row", "options"),
     ],
 )
@@ -132,6 +133,10 @@ def test_a_refused_uri_is_stored_without_its_secrets():
     row = planned(uri="https://user:pw@host/clip.mp4?sig=abc&x=1")
     assert row.uri == "https://host/clip.mp4"
     assert row.video_id == planned(uri="https://host/clip.mp4?sig=def").video_id
+
+
+def test_a_secret_is_not_told_however_long_it_is():
+    assert "pw" not in planned(uri=b"s3://user:" + b"pw" * 500 + b"@bucket/clip.mp4").error.message
 
 
 def test_a_refused_row_keeps_what_is_sound():
