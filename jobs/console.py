@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import shlex
+import signal
 import sys
 import threading
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from pipeline.summary import RunSummary
 
 _EXIT_STATUS = (
+    "A job that is started again on its output goes on where it was left. "
     "Exit status: 0 done; 1 more rows failed than failures.max_failed_share allows; 2 something of the job must be "
     "changed; 3 cluster or storage failed."
 )
@@ -34,11 +38,28 @@ INTERRUPTED = 130  # as a shell reports a process that Ctrl-C ended
 _LINE_INTERVAL_S = 5.0
 _PHASES = {
     "fetch": "fetching the model",
+    "wait": "waiting",
     "plan": "planning",
     "start": "starting",
     "answer": "answering",
     "done": "done",
 }
+
+
+@dataclass(frozen=True)
+class Again:
+    """Which committed rows a command line asks for again: failed ones (with one of `codes`), all, or none."""
+
+    failed: bool = False
+    codes: frozenset[str] = frozenset()
+    restart: bool = False
+
+    def check(self) -> None:
+        """Raise UserError for options that do not go together."""
+        if self.restart and self.failed:
+            raise UserError("--restart answers every row again, --retry-failed only failed ones: give one of them")
+        if self.codes and not self.failed:
+            raise UserError("--code says which failed rows: it needs --retry-failed")
 
 
 def job_command(task: Task, purpose: str) -> typer.Typer:
@@ -51,37 +72,57 @@ def job_command(task: Task, purpose: str) -> typer.Typer:
         overrides: Annotated[
             list[str] | None, typer.Argument(help="settings as key.path=value, over the job file's")
         ] = None,
+        retry_failed: Annotated[bool, typer.Option("--retry-failed", help="answer failed rows again")] = False,
+        code: Annotated[
+            list[str] | None, typer.Option(help="with --retry-failed: only rows with this error code; may be repeated")
+        ] = None,
+        restart: Annotated[bool, typer.Option("--restart", help="answer every row of the manifest again")] = False,
     ) -> None:
-        raise typer.Exit(run_command(task, config, overrides or []))
+        again = Again(retry_failed, frozenset(code or ()), restart)
+        raise typer.Exit(run_command(task, config, overrides or [], again))
 
     return app
 
 
-def run_command(task: Task, config: Path, overrides: Sequence[str]) -> int:
+def run_command(task: Task, config: Path, overrides: Sequence[str], again: Again = Again()) -> int:
     """Run the job that a command line names, print what happens, and return the exit status.
 
     0 done; 1 more rows failed than the job allows; 2 the user must change something; 3 cluster or
     storage failed. Errors go to stderr, the result to stdout.
     """
+    if threading.current_thread() is threading.main_thread():
+        # A node that is taken away is told so first: to unwind hands the output's lease to the next start at once.
+        signal.signal(signal.SIGTERM, _exit_on_signal)
     try:
+        again.check()
         job = load_config(config, overrides, task)
-        from pipeline.run import run_job  # late: a mistake in the config should not wait for Ray to load
+        from pipeline.resume import Redo  # late: a mistake in the config should not wait for Ray to load
+        from pipeline.run import run_job
 
+        redo = None
+        if again.restart or again.failed:
+            redo = Redo("all" if again.restart else "failed", again.codes or None)
         with Display() as display:
-            summary = run_job(job, display)
+            summary = run_job(job, display, redo=redo)
     except (UserError, ClusterError) as error:
         complain(str(error))
         return 2 if isinstance(error, UserError) else 3
     except KeyboardInterrupt:
-        complain("interrupted; what is committed stays")
+        complain("interrupted; what is committed stays, and the same command does the rest")
         return INTERRUPTED
     show_summary(summary)
+    if summary.rows < summary.manifest_rows:
+        complain(f"stopped after {summary.rows} of {summary.manifest_rows} rows; the same command does the rest")
     if summary.exit_status == 1:
         complain(
             f"{summary.errors} of {summary.rows} rows failed ({summary.failed_share:.1%}), more than "
             f"failures.max_failed_share allows ({summary.max_failed_share:.1%}): {_codes(summary)}"
         )
-    return summary.exit_status
+    return summary.exit_status or 0
+
+
+def _exit_on_signal(number: int, _: FrameType | None) -> None:
+    sys.exit(128 + number)
 
 
 def complain(message: str) -> None:
@@ -124,13 +165,15 @@ class Display(AbstractContextManager["Display"]):
     def __call__(self, progress: Progress) -> None:
         """Take a new state of the run."""
         self._latest = progress
+        if progress.note:
+            self._tell(progress.note)
         if self._bars is not None:
             self._bars.update(
                 self._bars.task_ids[0],
                 description=_PHASES[progress.phase],
                 total=progress.total or None,
                 completed=progress.rows,
-                told=f"{progress.failed} failed" if progress.failed else "",
+                told=", ".join(_details(progress)),
             )
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -148,8 +191,30 @@ class Display(AbstractContextManager["Display"]):
 
     def _line(self, now: Progress) -> str:
         rows = f" {now.rows} of {now.total} rows" if now.total else ""
-        failed = f", {now.failed} failed" if now.failed else ""
-        return f"{_PHASES[now.phase]}{rows}{failed}, {time.monotonic() - self._started:.0f} s"
+        return ", ".join([_PHASES[now.phase] + rows, *_details(now), f"{time.monotonic() - self._started:.0f} s"])
+
+    def _tell(self, note: str) -> None:
+        if self._bars is not None:
+            self._bars.console.print(note, markup=False, highlight=False)
+        else:
+            print(note, file=sys.stderr, flush=True)
+
+
+def _details(now: Progress) -> list[str]:
+    """How many rows failed, the rate and the time that is left, as far as there are any."""
+    told = [f"{now.failed} failed"] if now.failed else []
+    if now.rows_per_s:
+        told.append(f"{now.rows_per_s:.2g} rows/s" if now.rows_per_s < 10 else f"{now.rows_per_s:,.0f} rows/s")
+    if now.remaining_s:
+        told.append(f"about {_duration(now.remaining_s)} left")
+    return told
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{math.ceil(seconds)} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
 def show_summary(summary: RunSummary) -> None:

@@ -123,8 +123,10 @@ class ClusterConfig(Section):
         "auto", description="auto (1 where the cluster has GPUs and the model may use them) or a number from 0"
     )
     batch_size: Integer = Field(8, ge=1, description="a whole number from 1: videos in work at an answerer")
-    rows_per_shard: Integer = Field(
-        256, ge=1, le=65_536, description="a whole number from 1 to 65536: rows committed together, as one result file"
+    rows_per_shard: Literal["auto"] | Annotated[Integer, Field(ge=1, le=65_536)] = Field(
+        "auto",
+        description="auto (64 to 4096, about 256 files a run) or a whole number from 1 to 65536: rows committed "
+        "together, as one result file",
     )
 
 
@@ -136,6 +138,9 @@ class FailuresConfig(Section):
     )
     retries: Integer = Field(
         2, ge=0, description="a whole number from 0: further attempts on a row whose workers failed"
+    )
+    stall_timeout_s: Number = Field(
+        1800.0, gt=0, description="a number of seconds above 0: with no progress at any stage for so long, the job ends"
     )
 
 

@@ -3,15 +3,16 @@
 Every block between decoder and answerer is one video, so decoding, answering and committing
 overlap, and the frames in flight are bounded in batches: two at each answerer and about as many
 waiting (`_context`). An answerer has a batch of videos in work at any time, each in a call of its
-own. The driver is the one writer: it collects rows by shard and commits a shard when its last row
-has arrived.
+own.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,15 +20,16 @@ from pipeline import run_environment  # noqa: F401  # before Ray
 
 # isort: split
 import ray.data
+from ray.data.exceptions import ExecutionTimeoutError
 from ray.util.annotations import RayDeprecationWarning
 
-from pipeline.results import Committed, commit_shard
+from pipeline.errors import ClusterError
 from pipeline.stages import VIDEOS_AT_ONCE, Answerer, Decoder
 from pipeline.stages_tables import read_groups, unpack_answers
-from pipeline.storage import local_path
+from pipeline.storage import absolute
 
 if TYPE_CHECKING:
-    from pipeline.plan import Plan, Shard
+    from pipeline.run_record import Shard
 
 _READERS = 2  # tasks that read manifest shards: a shard is read in far less time than it is answered
 _READER_CPUS = 0.25
@@ -62,17 +64,19 @@ def cpus_per_actor(cluster_cpus: float, actors: int) -> float:
 
 
 def answered_rows(
-    shards: Iterable[Shard], pools: Pools, decoder: dict[str, Any], answerer: dict[str, Any]
+    shards: Iterable[Shard], pools: Pools, decoder: dict[str, Any], answerer: dict[str, Any], stall_timeout_s: float
 ) -> Iterator[list[dict[str, Any]]]:
     """Run the graph; yield the rows of each batch (as `unpack_answers`) when it is finished, in no order.
 
-    `decoder` and `answerer` are the constructor arguments of the two stages. What Ray raises passes through.
+    `decoder` and `answerer` are the constructor arguments of the two stages. Closing the iterator
+    ends the graph with all that is in work. Raises ClusterError where no stage takes or gives
+    anything for `stall_timeout_s`; what else Ray raises passes through.
     """
     sources = [{"uri": absolute(shard.uri)} for shard in shards if shard.rows > shard.refused]
     if not sources:
         return
     calls = min(pools.batch_size, _MOST_CALLS)
-    with ray.data.DataContext.current(_context()), warnings.catch_warnings():
+    with ray.data.DataContext.current(_context(stall_timeout_s)), warnings.catch_warnings():
         # How often a task is tried again whose actor died. Ray 2.60 has no other name for it yet.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         rows = (
@@ -104,63 +108,19 @@ def answered_rows(
                 max_task_retries=pools.retries,
             )
         )
-    for table in rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        yield unpack_answers(table)
+    try:
+        with closing(iter(rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))) as tables:
+            for table in tables:
+                yield unpack_answers(table)
+    except ExecutionTimeoutError as error:
+        raise ClusterError(f"no progress for {stall_timeout_s:g} s; {_stages_at_work(str(error))}") from error
 
 
-class Collector:
-    """Gathers rows by shard and commits each shard when its last row is there. The run's one writer.
-
-    `rows` and `failed` count what has come in, refused rows included.
-    """
-
-    def __init__(self, plan: Plan) -> None:
-        """Nothing is written yet."""
-        self._plan = plan
-        self._open = {shard.name: shard for shard in plan.shards}
-        self._arrived: dict[str, dict[str, dict[str, Any]]] = {}
-        self.rows = self.failed = plan.refused
-
-    def commit_refused(self) -> Iterator[Committed]:
-        """Commit the shards of which nothing enters the graph."""
-        for shard in self._plan.shards:
-            if shard.rows == shard.refused:
-                yield self._commit(shard.name)
-
-    def add(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Committed]:
-        """Take rows of `answered_rows`; yield the shards that became complete and are committed."""
-        for row in map(dict, rows):
-            name = row.pop("shard")
-            if name not in self._open:
-                continue  # a late twin, from a task that Ray ran again
-            arrived = self._arrived.setdefault(name, {})
-            if row["item_id"] in arrived:
-                continue
-            arrived[row["item_id"]] = row
-            self.rows += 1
-            self.failed += row["status"] == "error"
-            if len(arrived) == self._open[name].rows - self._open[name].refused:
-                yield self._commit(name)
-
-    def commit_rest(self) -> Iterator[Committed]:
-        """Commit what is still open after the graph has ended: rows that never came become error rows `lost`.
-
-        Not to be called after a failure: shards left open then are done again by a later run.
-        """
-        for name in list(self._open):
-            missing = self._open[name].rows - self._open[name].refused - len(self._arrived.get(name, {}))
-            self.rows += missing
-            self.failed += missing
-            yield self._commit(name)
-
-    def _commit(self, name: str) -> Committed:
-        return commit_shard(self._plan, self._open.pop(name), self._arrived.pop(name, {}).values())
-
-
-def absolute(uri: str) -> str:
-    """`uri` as a process with another working directory can use it."""
-    path = local_path(uri)
-    return uri if path is None else str(path.absolute())
+def _stages_at_work(told: str) -> str:
+    """What Ray tells of each operator that has not ended, one a line, in our words."""
+    lines = re.findall(r"- (?:\w+\()?(\w+)\)?: (\d+) active task\(s\), (\d+) finished", told)
+    stages = [f"{name} has {active} in work and {done} done" for name, active, done in lines]
+    return ", ".join(stages) or "no stage was at work"
 
 
 def _pool(size: int, cpus: float, gpus: float = 0.0, calls: int = 1) -> ray.data.ActorPoolStrategy:
@@ -179,7 +139,7 @@ def _pool(size: int, cpus: float, gpus: float = 0.0, calls: int = 1) -> ray.data
     )
 
 
-def _context() -> ray.data.DataContext:
+def _context(stall_timeout_s: float) -> ray.data.DataContext:
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -188,6 +148,7 @@ def _context() -> ray.data.DataContext:
     context.target_max_block_size = 1
     # Nothing is decoded before the model is there: frames would fill the object store meanwhile.
     context.wait_for_min_actors_s = _START_TIMEOUT_S
+    context.execution_no_progress_timeout_s = stall_timeout_s
     # A stage may be ahead of the next by as much as that has in work, and no more.
     context.downstream_capacity_backpressure_ratio = 1.0
     return context

@@ -1,95 +1,47 @@
 """The plan step: a manifest cut into shards, each a Parquet file in the run folder.
 
-One shard is one unit of commit: it becomes one result file of the same name. Rows of one video,
-range and frame count stay together, so that they are fetched, decoded and encoded once. Every
-manifest row stands in exactly one shard, also one that was refused.
+One shard is one unit of commit: it becomes one result file. Rows of one video, range and frame
+count stay together, so that they are fetched, decoded and encoded once. Every manifest row that no
+earlier run has taken on stands in exactly one shard, also one that was refused.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
+import math
 import secrets
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.config import JobConfig, Task
+from pipeline.config import JobConfig
 from pipeline.config_load import dump_config
 from pipeline.errors import UserError
+from pipeline.item_ids import KnownItems, as_texts, from_texts
 from pipeline.manifest import open_manifest
+from pipeline.manifest_identity import manifest_identity
 from pipeline.manifest_rows import read_columns
-from pipeline.provenance import code_version
 from pipeline.result_schema import carried_fields, result_schema
+from pipeline.run_record import Plan, Shard, manifest_shard, run_facts, run_folder, write_plan
 from pipeline.staging import ROW_FIELDS, Asking, StagedRows, stage
-from pipeline.storage import absolute, join, write_atomic
+from pipeline.storage import absolute, join, read_bytes, write_atomic
+
+if TYPE_CHECKING:
+    from pipeline.ledger import Ledger
 
 _LONGEST_SHARD = 65_536  # rows: one video with more questions than this is cut, and decoded once for each piece
-WORK_COLUMNS: tuple[str, ...] = (
-    "item_id",
-    "shard",
-    *(field.name for field in ROW_FIELDS if field.name != "identity"),
-)
+_WRITERS = 8  # shards written at once: on an object store each waits for an answer, on a disk for the flush
+WORK_COLUMNS: tuple[str, ...] = ("item_id", "shard", *(field.name for field in ROW_FIELDS))
 """The columns of a manifest shard that the graph reads; besides them there is only `carried`."""
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One manifest shard. `refused` of its `rows` need no work; `groups` counts what is to be decoded."""
-
-    name: str
-    uri: str
-    rows: int
-    refused: int
-    groups: int
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A run, ready to start. `schema` is that of its result files, `facts` what is the same in each of their rows."""
-
-    run_id: str
-    output: str
-    task: Task
-    run_date: str
-    fingerprint: str
-    shards: tuple[Shard, ...]
-    schema: pa.Schema
-    facts: dict[str, Any]
-
-    @property
-    def folder(self) -> str:
-        """Where the run keeps its config, manifest shards and summary."""
-        return run_folder(self.output, self.run_id)
-
-    @property
-    def rows(self) -> int:
-        """Manifest rows, and so result rows."""
-        return sum(shard.rows for shard in self.shards)
-
-    @property
-    def refused(self) -> int:
-        """Rows that were refused at the manifest stage."""
-        return sum(shard.refused for shard in self.shards)
-
-    @property
-    def groups(self) -> int:
-        """Videos (with range and frame count) to fetch and decode."""
-        return sum(shard.groups for shard in self.shards)
-
-
-def run_folder(output: str, run_id: str) -> str:
-    """The folder of one run below a job's output."""
-    return join(output, "runs", run_id)
 
 
 def make_run_id(now: datetime) -> str:
@@ -97,40 +49,77 @@ def make_run_id(now: datetime) -> str:
     return f"{now.astimezone(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
 
 
-def plan_run(config: JobConfig, run_id: str, fingerprint: str, now: datetime) -> Plan:
-    """Write the run's config.yaml and manifest shards; the answer names them all.
+def plan_run(
+    config: JobConfig, run_id: str, fingerprint: str, now: datetime, earlier: Ledger | None = None
+) -> Plan | None:
+    """Write a new run's config.yaml, manifest shards and, last, plan.json; the answer names them all.
 
-    `now` dates the result files (UTC). Raises UserError for a manifest that is missing, empty or
-    unreadable, and where the output cannot be written; ClusterError where storage is unreachable.
+    Rows that `earlier` runs have taken on are left out: None where no row is left, and then nothing
+    is written. `now` dates the result files (UTC). Raises UserError for a manifest that is missing,
+    empty or unreadable, and where the output cannot be written; ClusterError where storage is
+    unreachable.
     """
+    identity = manifest_identity(config.manifest)
+    if earlier is not None and earlier.has_planned(identity):
+        return None
     with TemporaryDirectory(prefix="hieravid-plan-") as scratch:
-        manifest = open_manifest(config.manifest, Path(scratch))
-        used = read_columns(config.task, manifest.rows.schema)
-        carried = carried_fields([field for field in manifest.rows.schema if field.name not in used])
-        asking = Asking(config.task, config.generation.prompt, fingerprint)
-        staged = stage(manifest, asking, carried, Path(scratch, "rows.arrow"))
-        if not len(staged):
-            raise UserError(f"the manifest {config.manifest} is empty")
+        staged, carried = _stage(config, fingerprint, Path(scratch))
+        order, ends = staged.order()
+        if earlier is not None:
+            order, ends = _new_rows(order, ends, ~earlier.known_items().contains(staged.ids))
+        if not len(order):
+            return None
         output = absolute(config.output)  # workers may run in another directory
-        folder = run_folder(output, run_id)
-        write_atomic(join(folder, "config.yaml"), dump_config(config, fingerprint).encode())
-        shards = tuple(_write_shards(staged, folder, config.cluster.rows_per_shard))
-    return Plan(
-        run_id=run_id,
-        output=output,
-        task=config.task,
-        run_date=f"{now.astimezone(UTC):%Y-%m-%d}",
-        fingerprint=fingerprint,
-        shards=shards,
-        schema=result_schema([field for _, field in carried]),
-        facts={
-            "run_id": run_id,
-            "task": config.task,
-            "config_fingerprint": fingerprint,
-            "pruning_method": config.pruning.method,
-            "code_version": code_version(),
-        },
-    )
+        write_atomic(join(run_folder(output, run_id), "config.yaml"), dump_config(config, fingerprint).encode())
+        wanted = config.cluster.rows_per_shard
+        longest = suitable_rows_per_shard(len(order)) if wanted == "auto" else wanted
+        pieces = (order[begin:end] for begin, end in cut(ends, longest))
+        first = earlier.next_shard if earlier is not None else 0
+        plan = Plan(
+            run_id=run_id,
+            output=output,
+            task=config.task,
+            run_date=f"{now.astimezone(UTC):%Y-%m-%d}",
+            fingerprint=fingerprint,
+            manifest_identity=identity,
+            shards=tuple(_write_shards(staged, pieces, output, run_id, first)),
+            schema=result_schema(carried),
+            facts=run_facts(run_id, config.task, fingerprint, config.pruning.method),
+        )
+        write_plan(plan, absolute(config.manifest), np.sort(staged.ids[order]))
+    return plan
+
+
+def manifest_items(config: JobConfig, fingerprint: str) -> KnownItems:
+    """Every item of the job's manifest, whether planned before or not. Errors as of `plan_run`; writes nothing."""
+    with TemporaryDirectory(prefix="hieravid-plan-") as scratch:
+        staged, _ = _stage(config, fingerprint, Path(scratch))
+        return KnownItems(staged.ids)
+
+
+def subset_shard(plan: Plan, shard: Shard, wanted: KnownItems) -> Shard | None:
+    """A partial shard of the rows of a committed `shard` that are `wanted`, to be answered again; None where none is.
+
+    Rows that were refused at the manifest stage are left out: their result would be the same. The
+    file, in the run's folder `retry`, replaces that of an earlier retry of the shard.
+    """
+    rows = pq.read_table(io.BytesIO(read_bytes(shard.uri)))
+    chosen = wanted.contains(from_texts(rows["item_id"].to_pylist())) & rows["error_code"].is_null().to_numpy()
+    rows = rows.filter(pa.array(chosen))
+    if not rows.num_rows:
+        return None
+    uri = join(plan.folder, "retry", f"{shard.name}.parquet")
+    _write(uri, rows)
+    return _described(shard.name, uri, rows, partial=True)
+
+
+def suitable_rows_per_shard(rows: int) -> int:
+    """Rows of a shard where the job leaves them open: about 256 shards a run, of 64 to 4096 rows.
+
+    A driver that dies loses the few shards in work, so about a hundredth of any run. A result row
+    takes some 600 bytes: a million rows become 245 files of 2.3 MB.
+    """
+    return min(4096, max(64, 2 ** math.ceil(math.log2(max(1, rows) / 256))))
 
 
 def cut(ends: Sequence[int], rows_per_shard: int, longest: int = _LONGEST_SHARD) -> Iterator[tuple[int, int]]:
@@ -152,44 +141,57 @@ def cut(ends: Sequence[int], rows_per_shard: int, longest: int = _LONGEST_SHARD)
         yield begin, last
 
 
-def _write_shards(staged: StagedRows, folder: str, rows_per_shard: int) -> Iterator[Shard]:
-    order, ends = staged.order()
-    numberer = _ItemIds()
-    for number, (begin, end) in enumerate(cut(ends, rows_per_shard)):
-        name = f"shard-{number:05d}"
-        uri = join(folder, "manifest", f"{name}.parquet")
-        rows = staged.take(np.asarray(order[begin:end]))
-        table = (
-            rows.drop_columns(["identity"])
-            .add_column(0, "item_id", pa.array(numberer.ids(rows), pa.string()))
-            .add_column(1, "shard", pa.array([name] * rows.num_rows, pa.string()))
-        )
-        sink = io.BytesIO()
-        pq.write_table(table, sink, compression="zstd")
-        write_atomic(uri, sink.getvalue())
-        refused = pc.is_valid(table["error_code"])
-        wanted = table["group"].filter(pc.invert(refused))
-        yield Shard(name, uri, table.num_rows, pc.sum(refused).as_py(), pc.count_distinct(wanted).as_py())
+def _stage(config: JobConfig, fingerprint: str, scratch: Path) -> tuple[StagedRows, list[pa.Field]]:
+    """The manifest's rows, checked and named, and the result fields that it carries through."""
+    manifest = open_manifest(config.manifest, scratch)
+    used = read_columns(config.task, manifest.rows.schema)
+    carried = carried_fields([field for field in manifest.rows.schema if field.name not in used])
+    asking = Asking(config.task, config.generation.prompt, fingerprint)
+    staged = stage(manifest, asking, carried, scratch / "rows.arrow")
+    if not len(staged):
+        raise UserError(f"the manifest {config.manifest} is empty")
+    return staged, [field for _, field in carried]
 
 
-class _ItemIds:
-    """Names rows one after the other: the identity and how many earlier rows of the manifest share it.
+def _new_rows(order: np.ndarray, ends: np.ndarray, new: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`order` and `ends` of `StagedRows.order` without the rows that are not `new` (bool [rows], in manifest order)."""
+    kept = new[order]
+    return order[kept], np.unique(np.cumsum(kept)[ends - 1])
 
-    Identical rows are of one group, and so come right after each other: only the counts of the
-    current group are kept.
-    """
 
-    def __init__(self) -> None:
-        """Begin before the first row."""
-        self._group: str | None = None
-        self._seen: Counter[str] = Counter()
+def _write_shards(
+    staged: StagedRows, pieces: Iterable[np.ndarray], output: str, run_id: str, first: int
+) -> Iterator[Shard]:
+    """Write a shard for each piece (row numbers), the first with the number `first`; a few are on their way at once."""
+    writing: deque[tuple[Shard, Future[None]]] = deque()
+    with ThreadPoolExecutor(_WRITERS) as writers:
+        for number, piece in enumerate(pieces, first):
+            name = f"shard-{number:05d}"
+            uri = manifest_shard(output, run_id, name)
+            rows = (
+                staged.take(piece)
+                .add_column(0, "item_id", pa.array(as_texts(staged.ids[piece]), pa.string()))
+                .add_column(1, "shard", pa.array([name] * len(piece), pa.string()))
+            )
+            writing.append((_described(name, uri, rows), writers.submit(_write, uri, rows)))
+            if len(writing) > _WRITERS:
+                yield _written(*writing.popleft())
+        while writing:
+            yield _written(*writing.popleft())
 
-    def ids(self, rows: pa.Table) -> list[str]:
-        """The item_id of each row, in order."""
-        named = []
-        for group, identity in zip(rows["group"].to_pylist(), rows["identity"].to_pylist(), strict=True):
-            if group != self._group:
-                self._group, self._seen = group, Counter()
-            named.append(hashlib.sha256(f"{identity}/{self._seen[identity]}".encode()).hexdigest()[:32])
-            self._seen[identity] += 1
-        return named
+
+def _written(shard: Shard, writing: Future[None]) -> Shard:
+    writing.result()
+    return shard
+
+
+def _write(uri: str, rows: pa.Table) -> None:
+    sink = io.BytesIO()
+    pq.write_table(rows, sink, compression="zstd")
+    write_atomic(uri, sink.getvalue())
+
+
+def _described(name: str, uri: str, rows: pa.Table, partial: bool = False) -> Shard:
+    refused = pc.is_valid(rows["error_code"])
+    groups = pc.count_distinct(rows["group"].filter(pc.invert(refused)))
+    return Shard(name, uri, rows.num_rows, pc.sum(refused).as_py(), groups.as_py(), partial)

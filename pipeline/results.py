@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from pipeline.result_schema import (
 from pipeline.storage import join, read_bytes, write_atomic
 
 if TYPE_CHECKING:
-    from pipeline.plan import Plan, Shard
+    from pipeline.run_record import Plan, Shard
 
 __all__ = [
     "RESULT_COLUMNS",
@@ -38,8 +38,10 @@ __all__ = [
     "blank_row",
     "carried_fields",
     "commit_shard",
+    "describe",
     "error_row",
     "parse_option",
+    "read_results",
     "result_schema",
     "result_uri",
 ]
@@ -49,8 +51,10 @@ _FROM_MANIFEST = ("item_id", "video_id", "uri", "prompt")
 
 @dataclass(frozen=True)
 class Committed:
-    """A result file: where it is, how many of its rows failed and why, and what was written."""
+    """A result file: whose it is, where it is, how many of its rows failed and why, and what was written."""
 
+    run_id: str
+    shard: str
     uri: str
     rows: int
     errors: int
@@ -74,14 +78,18 @@ def result_uri(plan: Plan, shard: Shard) -> str:
     return join(plan.output, "results", f"run_date={plan.run_date}", f"{plan.run_id}-{shard.name}.parquet")
 
 
-def commit_shard(plan: Plan, shard: Shard, rows: Iterable[Mapping[str, Any]]) -> Committed:
+def commit_shard(
+    plan: Plan, shard: Shard, rows: Iterable[Mapping[str, Any]], before_write: Callable[[], None] | None = None
+) -> Committed:
     """Write the result file of `shard` atomically, sorted by video_id, one row for each manifest row.
 
     `rows` need `item_id`, `status` and what was measured; a missing key, None or NaN is null, and
     times are UTC. Identity, carried columns and `plan.facts` are filled in. Rows that were refused
     at the manifest stage become their error rows, and rows without a result become error rows with
-    code `lost`. Of two results of one item the first stays. Raises ValueError for an item or a
-    column that is not the shard's, UserError or ClusterError where the file cannot be written.
+    code `lost`. Of two results of one item the first stays. The rows of a partial shard take the
+    places of the earlier ones in the file that is there. `before_write` is called when nothing is
+    left to do but to write. Raises ValueError for an item or a column that is not the shard's,
+    UserError or ClusterError where the file cannot be written.
     """
     items = pq.read_table(io.BytesIO(read_bytes(shard.uri)))
     items = items.take(pc.sort_indices(items, sort_keys=[("video_id", "ascending"), ("row", "ascending")]))
@@ -92,12 +100,41 @@ def commit_shard(plan: Plan, shard: Shard, rows: Iterable[Mapping[str, Any]]) ->
         for item_id, refusal in zip(items["item_id"].to_pylist(), refusals, strict=True)
     ]
     table = _table(plan, items, complete)
+    if shard.partial:
+        table = _replaced(read_results(plan, shard), table)
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
+    if before_write is not None:
+        before_write()
     uri = result_uri(plan, shard)
     write_atomic(uri, sink.getvalue())
-    codes = Counter(row["error_code"] for row in complete if row["status"] == "error")
-    return Committed(uri, table.num_rows, codes.total(), dict(codes), table)
+    return describe(plan, shard, table)
+
+
+def describe(plan: Plan, shard: Shard, table: pa.Table) -> Committed:
+    """What is told of the result file of `shard`, which holds `table`."""
+    failed = table["error_code"].filter(pc.equal(table["status"], "error"))
+    codes = Counter(failed.to_pylist())
+    return Committed(
+        plan.run_id, shard.name, result_uri(plan, shard), table.num_rows, codes.total(), dict(codes), table
+    )
+
+
+def read_results(plan: Plan, shard: Shard) -> pa.Table:
+    """The rows of a committed shard in the run's schema: a column that an older version did not write is null."""
+    stored = pq.read_table(io.BytesIO(read_bytes(result_uri(plan, shard))))
+    columns = [
+        stored[field.name] if field.name in stored.column_names else pa.nulls(stored.num_rows, field.type)
+        for field in plan.schema
+    ]
+    return pa.table(columns, schema=plan.schema)
+
+
+def _replaced(earlier: pa.Table, again: pa.Table) -> pa.Table:
+    """`earlier` with the rows of `again` in the places of those of the same item."""
+    places = {item_id: earlier.num_rows + place for place, item_id in enumerate(again["item_id"].to_pylist())}
+    chosen = [places.get(item_id, place) for place, item_id in enumerate(earlier["item_id"].to_pylist())]
+    return pa.concat_tables([earlier, again]).take(pa.array(chosen, pa.int64()))
 
 
 def _by_item(rows: Iterable[Mapping[str, Any]], known: set[str]) -> dict[str, Mapping[str, Any]]:

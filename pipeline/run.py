@@ -1,28 +1,34 @@
-"""A whole job: validate, plan, connect, answer, commit, sum up."""
+"""A whole job: validate, take the lease, plan, connect, answer, commit, sum up."""
 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pipeline.answer_stream import Engine
+from pipeline.collector import Collector
 from pipeline.config import JobConfig
+from pipeline.error_budget import ErrorBudget
 from pipeline.errors import ClusterError, UserError, one_line
 from pipeline.fingerprint import fingerprint
-from pipeline.graph import Collector, Pools, answered_rows
+from pipeline.graph import Pools, answered_rows
+from pipeline.lease import LeaseLost, hold_lease
 from pipeline.manifest import check_manifest
 from pipeline.model_load import JobModel, find_model, load_engine, model_error
-from pipeline.plan import Plan, make_run_id, plan_run
-from pipeline.progress import OnProgress, Progress
+from pipeline.progress import OnProgress, Pace, Progress
 from pipeline.resolve import resolve_pruning
 from pipeline.results import Committed
+from pipeline.resume import Redo, Work, find_work
 from pipeline.run_cluster import choose_pools, cluster
-from pipeline.storage import check_writable, join, write_atomic
-from pipeline.summary import RunSummary, Tally, summarize
+from pipeline.storage import check_writable
+from pipeline.summary import RunSummary
+from pipeline.summary_files import SummaryFiles, read_summary
 from pipeline.video.limits import Limits
 from pipeline.video.sampling import Sampling
 
@@ -31,16 +37,24 @@ if TYPE_CHECKING:
 
 
 def run_job(
-    config: JobConfig, on_progress: OnProgress | None = None, load: Callable[[], Engine] | None = None
+    config: JobConfig,
+    on_progress: OnProgress | None = None,
+    load: Callable[[], Engine] | None = None,
+    redo: Redo | None = None,
 ) -> RunSummary:
-    """Answer every row of the manifest; afterwards each has exactly one row in the result files.
+    """Answer every row of the manifest; afterwards each has exactly one row in the result files of the output.
 
-    Order: checks that need no cluster, the plan in the run folder, the cluster, the graph, the
-    summary. `load` replaces the engine that the answerers load (it must pickle). Raises UserError
-    when something of the job must be changed (before a cluster starts, except for weights that turn
-    out unusable), ClusterError when cluster or storage fail: what was committed by then stays,
-    `summary.json` counts it, and the shards still open have no result file, so that a later run
-    knows to do them.
+    A job that is started again goes on: shards of earlier starts that are still open are done, what
+    is committed is left alone, unless `redo` asks for it, and only rows that no start has taken on
+    are planned. Order: checks that need no cluster, the output's lease, the plan in the run folder,
+    the cluster, the graph, the summaries.
+
+    The answer tells of the run that was done, of all together where a start went on with several,
+    and of the latest where nothing was left to do. `load` replaces the engine that the answerers
+    load (it must pickle). Raises UserError when something of the job must be changed (before a
+    cluster starts, except for weights that turn out unusable) or another run holds the output;
+    ClusterError when cluster or storage fail, no stage makes progress, or the lease was lost: what
+    was committed by then stays, `summary.json` counts it, and a later start does the rest.
     """
     report = on_progress or (lambda _: None)
     started_at = datetime.now(UTC)
@@ -49,38 +63,50 @@ def run_job(
     check_writable(config.output)
     model = find_model(config.model, report)
     config = resolve_pruning(config, model.info)
-    plan = plan_run(config, make_run_id(started_at), fingerprint(config, model.info.model_hash), started_at)
-    finish = partial(_finish, plan, config, model.info.name, started_at)
-    tally = Tally()
-    try:
-        _answer(config, plan, model, load, tally, report)
-    except (UserError, ClusterError) as error:
-        with suppress(UserError, ClusterError):  # the first error is the one to tell
-            finish(tally, exit_status=2 if isinstance(error, UserError) else 3)
-        raise
-    summary = finish(tally, exit_status=1 if tally.failed_share > config.failures.max_failed_share else 0)
-    report(Progress("done", tally.rows, tally.errors, plan.rows))
-    return summary
+    with hold_lease(config.output, f"the job {config.name}", lambda told: report(Progress("wait", note=told))) as lease:
+        name = fingerprint(config, model.info.model_hash)
+        work = find_work(config, name, started_at, redo, lease.check)
+        if not work.runs and (latest := read_summary(work.latest.plan)):
+            report(Progress("done", note=_nothing_to_do(latest)))
+            return replace(latest, exit_status=0)
+        summaries = SummaryFiles(work.runs, config, model.info.name, started_at, lease.check)
+        collector = Collector(work.tasks, lease.check)
+        try:
+            if work.tasks:
+                report(Progress("start", collector.rows, collector.failed, collector.total, _going_on(work)))
+            stopped = _answer(config, model, work, collector, summaries, load, report)
+        except LeaseLost:
+            raise  # the summaries are another run's to write now
+        except (UserError, ClusterError, KeyboardInterrupt, SystemExit) as error:  # Ray makes an exit of SIGTERM
+            with suppress(UserError, ClusterError):  # the first error is the one to tell
+                summaries.finish(_exit_status(error))
+            raise
+        summary = summaries.finish(1 if stopped else 0)
+        note = "" if work.tasks else _nothing_to_do(summary)
+        report(Progress("done", collector.rows, collector.failed, collector.total, note))
+        return summary
 
 
 def _answer(
     config: JobConfig,
-    plan: Plan,
     model: JobModel,
+    work: Work,
+    collector: Collector,
+    summaries: SummaryFiles,
     load: Callable[[], Engine] | None,
-    tally: Tally,
     report: OnProgress,
-) -> None:
-    """Run the graph over the plan and commit every shard."""
-    collector = Collector(plan)
+) -> bool:
+    """Do the tasks of `work` and commit them; whether it stopped early because too many rows fail."""
 
     def commit(files: Iterable[Committed]) -> None:
         for file in files:
-            tally.add(file)
+            summaries.add(file)
 
+    budget = ErrorBudget(config.failures.max_failed_share, collector, work.standing(summaries))
+    pace = Pace()
+    stopped = False
     commit(collector.commit_refused())
-    report(Progress("start", collector.rows, collector.failed, plan.rows))
-    if plan.refused < plan.rows:
+    if collector.rows < collector.total:
         with cluster():
             pools = choose_pools(config)
             decoder = decoder_arguments(config, model.info)
@@ -89,10 +115,46 @@ def _answer(
                 "pruning": config.pruning,
                 "sampling": config.generation.model_dump(exclude={"prompt"}),
             }
-            for rows in _named_errors(answered_rows(plan.shards, pools, decoder, answerer)):
-                commit(collector.add(rows))
-                report(Progress("answer", collector.rows, collector.failed, plan.rows))
+            shards = [shard for _, shard in work.tasks]
+            graph = answered_rows(shards, pools, decoder, answerer, config.failures.stall_timeout_s)
+            with closing(_named_errors(graph)) as batches:
+                for rows in batches:
+                    commit(collector.add(rows))
+                    summaries.update()
+                    note = ""
+                    if not stopped and budget.is_exceeded():
+                        stopped = True
+                        collector.take_no_more()
+                        note = budget.told()
+                    report(_moment(collector, pace, note))
+                    if stopped and not collector.in_flight:
+                        return True
     commit(collector.commit_rest())
+    return stopped
+
+
+def _moment(collector: Collector, pace: Pace, note: str) -> Progress:
+    rate = pace.rows_per_s(collector.rows, time.monotonic())
+    remaining_s = (collector.total - collector.rows) / rate if rate else None
+    return Progress("answer", collector.rows, collector.failed, collector.total, note, rate, remaining_s)
+
+
+def _going_on(work: Work) -> str:
+    """What of the tasks is not of a manifest that was just planned, in words."""
+    again = sum(shard.rows for _, shard in work.tasks if shard.partial)
+    earlier = sum(shard.rows for plan, shard in work.tasks if not shard.partial and plan is not work.planned)
+    told = [f"{earlier} rows that an earlier start left open"] if earlier else []
+    told += [f"{again} committed rows again"] if again else []
+    return f"answering {' and '.join(told)}" if told else ""
+
+
+def _nothing_to_do(latest: RunSummary) -> str:
+    return f"nothing to do: every row of the manifest has its result ({latest.run_id} was the last run)"
+
+
+def _exit_status(error: BaseException) -> int:
+    """As the jobs report it."""
+    return 2 if isinstance(error, UserError) else 3 if isinstance(error, ClusterError) else 130
 
 
 def decoder_arguments(config: JobConfig, model: ModelInfo) -> dict[str, Any]:
@@ -132,27 +194,3 @@ def _last_line(error: BaseException) -> str:
     # Ray puts the remote traceback into the message; its last line names the cause.
     lines = [line for line in str(error).splitlines() if line.strip()]
     return one_line(lines[-1] if lines else type(error).__name__)
-
-
-def _finish(
-    plan: Plan, config: JobConfig, model: str, started_at: datetime, tally: Tally, exit_status: int
-) -> RunSummary:
-    """Write summary.json into the run folder."""
-    summary = summarize(
-        tally,
-        started_at,
-        exit_status=exit_status,
-        run_id=plan.run_id,
-        name=config.name,
-        task=config.task,
-        output=config.output,
-        results=join(config.output, "results", f"run_date={plan.run_date}", f"{plan.run_id}-*.parquet"),
-        fingerprint=plan.fingerprint,
-        model=model,
-        pruning_method=config.pruning.method,
-        retention_requested=config.budget.retention,
-        manifest_rows=plan.rows,
-        max_failed_share=config.failures.max_failed_share,
-    )
-    write_atomic(join(plan.folder, "summary.json"), summary.to_json().encode())
-    return summary

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.patience import patiently
 from pipeline.results import RESULT_SCHEMA
 from pipeline.storage import read_bytes
 
@@ -72,10 +73,14 @@ ANSWER = pa.struct([*(field.with_nullable(True) for field in RESULT_SCHEMA), ("s
 
 
 def read_groups(shards: pa.Table) -> pa.Table:
-    """One row of GROUP_SCHEMA for each group of the manifest shard `uri`, without its refused rows."""
+    """One row of GROUP_SCHEMA for each group of the manifest shard `uri`, without its refused rows.
+
+    Waits an outage of the storage out: an error here would end the run.
+    """
     of_group = [name for name in GROUP_SCHEMA.names if name != "items"]
     of_item = [field.name for field in ITEM]
-    data = read_bytes(shards["uri"][0].as_py())
+    uri = shards["uri"][0].as_py()
+    data = patiently(lambda: read_bytes(uri))
     rows = pq.read_table(io.BytesIO(data), columns=[*of_group, *of_item, "error_code"])
     rows = rows.filter(pc.is_null(rows["error_code"]))
     keys = rows["group"].to_pylist()

@@ -1,13 +1,13 @@
 """Checked manifest rows on the local disk, in manifest order, readable in any order.
 
 The plan must bring together the rows of one video wherever they stand in the manifest. It keeps
-24 bytes a row in memory (`order`) and the rows themselves in one Arrow file.
+some 50 bytes a row in memory (what they are named by, and `order`) and the rows in one Arrow file.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,18 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.config import Task
+from pipeline.item_ids import ID_ARRAY, item_ids
 from pipeline.manifest import Manifest
 from pipeline.manifest_batches import Batch
 from pipeline.manifest_rows import PlannedRow, Unreadable, plan_row, read_columns, unreadable_row
 
+_STAGED_ROWS = 8192  # rows of a batch in the Arrow file, fewer where they are long
+_STAGED_BYTES = 16 * 2**20
 TEXT, INT, FLOAT = pa.string(), pa.int64(), pa.float64()
 ROW_FIELDS: tuple[pa.Field, ...] = tuple(
     pa.field(name, kind)
     for name, kind in {
         "row": INT,
-        "identity": TEXT,
         "group": TEXT,
         "video_id": TEXT,
         "uri": TEXT,
@@ -54,14 +56,17 @@ class Asking:
 
 
 class StagedRows:
-    """The rows of a manifest after `stage`: `len()`, `order()` and `take()`."""
+    """The rows of a manifest after `stage`: `len()`, `ids`, `order()` and `take()`.
 
-    def __init__(self, path: Path, groups: np.ndarray) -> None:
-        """Open the Arrow file at `path`; `groups` holds one 64-bit group hash a row."""
-        self._file = pa.ipc.open_file(pa.memory_map(str(path)))
-        lengths = [self._file.get_batch(place).num_rows for place in range(self._file.num_record_batches)]
+    `ids` are their item_ids: ID_ARRAY [rows] in manifest order.
+    """
+
+    def __init__(self, path: Path, lengths: Sequence[int], groups: np.ndarray, ids: np.ndarray) -> None:
+        """Take the Arrow file at `path` with batches of `lengths` rows; `groups` holds a 64-bit group hash a row."""
+        self._path = path
         self._starts = np.cumsum([0, *lengths])
         self._groups = groups
+        self.ids = ids
 
     def __len__(self) -> int:
         """The number of rows."""
@@ -82,10 +87,12 @@ class StagedRows:
         """The rows of these numbers, in this order."""
         batches = np.searchsorted(self._starts, rows, side="right") - 1
         by_batch = np.argsort(batches, kind="stable")
-        pieces = [
-            self._file.get_batch(int(batch)).take(pa.array(rows[places] - self._starts[batch]))
-            for batch, places in _runs(batches, by_batch)
-        ]
+        # Opened anew each time: pages of a map that stays open count as this process's memory until all rows do.
+        with pa.memory_map(str(self._path)) as source, pa.ipc.open_file(source) as file:
+            pieces = [
+                file.get_batch(int(batch)).take(pa.array(rows[places] - self._starts[batch]))
+                for batch, places in _runs(batches, by_batch)
+            ]
         back = np.empty_like(by_batch)
         back[by_batch] = np.arange(len(rows))
         return pa.Table.from_batches(pieces).take(pa.array(back))
@@ -107,16 +114,39 @@ def stage(manifest: Manifest, asking: Asking, carried: Sequence[tuple[str, pa.Fi
     fields = [*ROW_FIELDS, *([pa.field("carried", pa.struct([field for _, field in carried]))] if carried else [])]
     schema = pa.schema(fields)
     used = read_columns(asking.task, manifest.rows.schema)
-    groups = array("Q")
-    with pa.ipc.new_file(str(path), schema) as writer:
+    groups, identities = array("Q"), bytearray()
+
+    def checked() -> Iterator[pa.RecordBatch]:
         for batch in manifest.rows.batches():
-            columns = _row_columns(_planned(batch, used, manifest.folder, asking), asking.fingerprint, len(groups))
+            planned = list(_planned(batch, used, manifest.folder, asking))
+            named = [row.identity(asking.fingerprint) for row in planned]
+            columns = _row_columns(planned, named, first_row=len(groups))
             groups.extend(int(group[:16], 16) for group in columns["group"])
+            identities.extend(bytes.fromhex("".join(named)))
             arrays = [pa.array(columns[field.name], field.type) for field in ROW_FIELDS]
             if carried:
                 arrays.append(_struct(batch.rows, carried))
-            writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
-    return StagedRows(path, np.frombuffer(groups, dtype=np.uint64) if groups else np.empty(0, np.uint64))
+            yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+    lengths = []
+    with pa.ipc.new_file(str(path), schema) as writer:
+        for large in _joined(checked()):
+            writer.write_batch(large)
+            lengths.append(large.num_rows)
+    ids = item_ids(np.frombuffer(identities, ID_ARRAY))
+    return StagedRows(path, lengths, np.frombuffer(groups, np.uint64), ids)
+
+
+def _joined(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The same rows in fewer batches: a shard of a manifest in no order takes rows out of nearly all of them."""
+    held: list[pa.RecordBatch] = []
+    for batch in batches:
+        held.append(batch)
+        if sum(some.num_rows for some in held) >= _STAGED_ROWS or sum(some.nbytes for some in held) >= _STAGED_BYTES:
+            yield pa.concat_batches(held)
+            held = []
+    if held:
+        yield pa.concat_batches(held)
 
 
 def _planned(batch: Batch, used: Sequence[str], folder: str, asking: Asking) -> Iterator[PlannedRow]:
@@ -130,19 +160,17 @@ def _planned(batch: Batch, used: Sequence[str], folder: str, asking: Asking) -> 
             yield plan_row(values, folder, asking.task, asking.default_prompt)
 
 
-def _row_columns(planned: Iterator[PlannedRow], fingerprint: str, first_row: int) -> dict[str, list[Any]]:
-    columns: dict[str, list[Any]] = {field.name: [] for field in ROW_FIELDS}
-    for number, row in enumerate(planned, first_row):
-        identity = row.identity(fingerprint)
-        columns["row"].append(number)
-        columns["identity"].append(identity)
-        columns["group"].append(row.group(identity))
-        for name in _PLANNED:
-            columns[name].append(getattr(row, name))
-        columns["error_stage"].append(row.error and row.error.stage)
-        columns["error_code"].append(row.error and row.error.code)
-        columns["error_message"].append(row.error and row.error.message)
-    return columns
+def _row_columns(planned: Sequence[PlannedRow], identities: Sequence[str], first_row: int) -> dict[str, Sequence[Any]]:
+    told = {name: [getattr(row, name) for row in planned] for name in _PLANNED}
+    errors = [row.error for row in planned]
+    return {
+        "row": range(first_row, first_row + len(planned)),
+        "group": [row.group(identity) for row, identity in zip(planned, identities, strict=True)],
+        **told,
+        "error_stage": [error and error.stage for error in errors],
+        "error_code": [error and error.code for error in errors],
+        "error_message": [error and error.message for error in errors],
+    }
 
 
 def _values(column: pa.Array) -> list[Any]:

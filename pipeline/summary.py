@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -15,16 +17,19 @@ from pipeline.results import Committed
 
 STAGES = ("fetch_ms", "decode_ms", "vision_ms", "prune_ms", "prefill_ms", "generate_ms")
 """The columns of busy time, in the order in which a video passes the stages."""
+_SUMMED = ("shards", "rows", "ok", "errors", "videos", "video_tokens", "kept_tokens", "prompt_tokens", "output_tokens")
+_SUMMED += ("retention_sum", "decode_cpu_ms", "wait_ms")
 
 
 @dataclass
 class Tally:
-    """Sums over the committed shards of a run.
+    """Sums over committed shards.
 
     `videos` counts those with at least one answer, within each shard. `kept_tokens` are video
     tokens times retention, so means over the decoder layers. `retention_sum` runs over `ok` rows.
     `stage_ms` are the busy times of `STAGES`, `decode_cpu_ms` the CPU time behind that of decoding,
-    `wait_ms` what rows waited between decoder and model.
+    `wait_ms` what rows waited between decoder and model. `spans` are the times in which some row was
+    in work: int64 [spans, 2], microseconds, in order and apart.
     """
 
     shards: int = 0
@@ -41,58 +46,84 @@ class Tally:
     stage_ms: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     decode_cpu_ms: float = 0.0
     wait_ms: float = 0.0
-    first_start: datetime | None = None
-    last_finish: datetime | None = None
+    spans: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int64))
 
     @property
     def failed_share(self) -> float:
         """Error rows over rows."""
         return self.errors / self.rows if self.rows else 0.0
 
-    def add(self, committed: Committed) -> None:
-        """Count a result file."""
-        table = committed.table
-        answered = table.filter(pc.equal(table["status"], "ok"))
-        self.shards += 1
-        self.rows += committed.rows
-        self.ok += answered.num_rows
-        self.errors += committed.errors
-        self.error_codes.update(committed.error_codes)
-        self.videos += pc.count_distinct(answered["video_id"]).as_py()
-        self.video_tokens += _sum(answered["video_tokens"])
-        self.kept_tokens += _sum(pc.multiply(answered["video_tokens"], answered["retention_achieved"]))
-        self.prompt_tokens += _sum(answered["prompt_tokens"])
-        self.output_tokens += _sum(answered["output_tokens"])
-        self.retention_sum += _sum(answered["retention_achieved"])
+    @property
+    def working_s(self) -> float | None:
+        """How long some row was in work, None where none ever was."""
+        return float(np.diff(self.spans).sum() / 1e6) if len(self.spans) else None
+
+
+def count_file(committed: Committed) -> Tally:
+    """The numbers of one result file."""
+    table = committed.table
+    answered = table.filter(pc.equal(table["status"], "ok"))
+    timed = table.filter(pc.and_(pc.is_valid(table["started_at"]), pc.is_valid(table["finished_at"])))
+    times = [timed[name].cast(pa.int64()).to_numpy() for name in ("started_at", "finished_at")]
+    return Tally(
+        shards=1,
+        rows=committed.rows,
+        ok=answered.num_rows,
+        errors=committed.errors,
+        error_codes=Counter(committed.error_codes),
+        videos=pc.count_distinct(answered["video_id"]).as_py(),
+        video_tokens=_sum(answered["video_tokens"]),
+        kept_tokens=_sum(pc.multiply(answered["video_tokens"], answered["retention_achieved"])),
+        prompt_tokens=_sum(answered["prompt_tokens"]),
+        output_tokens=_sum(answered["output_tokens"]),
+        retention_sum=_sum(answered["retention_achieved"]),
+        stage_ms={stage: _sum(table[stage]) for stage in STAGES},
+        decode_cpu_ms=_sum(table["decode_cpu_ms"]),
+        wait_ms=_sum(table["wait_ms"]),
+        spans=_joined(np.stack(times, axis=1)),
+    )
+
+
+def add_up(tallies: Iterable[Tally]) -> Tally:
+    """The numbers of several files, or runs, together."""
+    total = Tally()
+    spans = [total.spans]
+    for one in tallies:
+        for name in _SUMMED:
+            setattr(total, name, getattr(total, name) + getattr(one, name))
+        total.error_codes.update(one.error_codes)
         for stage in STAGES:
-            self.stage_ms[stage] += _sum(table[stage])
-        self.decode_cpu_ms += _sum(table["decode_cpu_ms"])
-        self.wait_ms += _sum(table["wait_ms"])
-        self.first_start = _earliest(self.first_start, pc.min(table["started_at"]).as_py())
-        self.last_finish = _latest(self.last_finish, pc.max(table["finished_at"]).as_py())
+            total.stage_ms[stage] += one.stage_ms[stage]
+        spans.append(one.spans)
+    total.spans = _joined(np.concatenate(spans))
+    return total
 
 
 def _sum(column: pa.ChunkedArray) -> Any:
     return pc.sum(column).as_py() or 0
 
 
-def _earliest(one: datetime | None, other: datetime | None) -> datetime | None:
-    return min((moment for moment in (one, other) if moment is not None), default=None)
-
-
-def _latest(one: datetime | None, other: datetime | None) -> datetime | None:
-    return max((moment for moment in (one, other) if moment is not None), default=None)
+def _joined(spans: np.ndarray) -> np.ndarray:
+    """Spans [n, 2] in any order as those times that are in at least one of them, in order."""
+    if not len(spans):
+        return spans
+    spans = spans[np.argsort(spans[:, 0], kind="stable")]
+    until = np.maximum.accumulate(spans[:, 1])
+    first = np.flatnonzero(np.r_[True, spans[1:, 0] > until[:-1]])
+    return np.stack([spans[first, 0], until[np.r_[first[1:] - 1, len(spans) - 1]]], axis=1)
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """A run, as `runs/<run_id>/summary.json` holds it.
+    """A run, as `runs/<run_id>/summary.json` holds it: it always agrees with a count over the run's result files.
 
-    `exit_status`: 0 done, 1 more rows failed than the job allows, 2 and 3 it broke off (see
-    `run_job`) and `rows` of its `manifest_rows` have a result. `elapsed_s` is the whole run;
-    `working_s` the part between the first fetch and the last answer, which `videos_per_min` refers
-    to; the rest is starting and stopping. `stage_ms`, `decode_cpu_ms` and `wait_ms` as in `Tally`. A null: nothing
-    was answered, so there is no such number.
+    `exit_status`: null while the run is not complete and, as far as it could be told, going on; 0
+    done, 1 more rows failed than the job allows, 2 and 3 it broke off (see `run_job`), 130 it was
+    interrupted; after 1, 2, 3 and 130 `rows` of its `manifest_rows` have a result. `started_at` is
+    when it first started. `elapsed_s` adds up all starts; `working_s` is the part in which some row
+    was between fetch and answer, which `videos_per_min` refers to; the rest is starting and
+    stopping. `stage_ms`, `decode_cpu_ms` and `wait_ms` as in `Tally`. A null: nothing was answered,
+    so there is no such number.
     """
 
     run_id: str
@@ -104,7 +135,7 @@ class RunSummary:
     model: str
     pruning_method: str
     retention_requested: float
-    exit_status: int
+    exit_status: int | None
     started_at: str
     finished_at: str
     elapsed_s: float
@@ -133,16 +164,13 @@ class RunSummary:
         return json.dumps(asdict(self), indent=2) + "\n"
 
 
-def summarize(tally: Tally, started_at: datetime, **facts: Any) -> RunSummary:
-    """The summary of a run that began at `started_at` (UTC) and ends now; `facts` are its other fields."""
-    finished_at = datetime.now(UTC)
-    working_s = None
-    if tally.first_start is not None and tally.last_finish is not None:
-        working_s = (tally.last_finish - tally.first_start).total_seconds()
+def summarize(tally: Tally, started_at: datetime, elapsed_s: float, **facts: Any) -> RunSummary:
+    """The summary of a run that began at `started_at` (UTC) and took `elapsed_s`; `facts` are its other fields."""
+    working_s = tally.working_s
     return RunSummary(
         started_at=started_at.isoformat(),
-        finished_at=finished_at.isoformat(),
-        elapsed_s=round((finished_at - started_at).total_seconds(), 3),
+        finished_at=datetime.now(UTC).isoformat(),
+        elapsed_s=round(elapsed_s, 3),
         working_s=working_s,
         shards=tally.shards,
         rows=tally.rows,
@@ -162,3 +190,12 @@ def summarize(tally: Tally, started_at: datetime, **facts: Any) -> RunSummary:
         wait_ms=tally.wait_ms,
         **facts,
     )
+
+
+def parse_summary(data: bytes) -> RunSummary | None:
+    """What `to_json` wrote; None for anything else."""
+    try:
+        told = json.loads(data)
+        return RunSummary(**{one.name: told[one.name] for one in fields(RunSummary)})
+    except (ValueError, TypeError, KeyError):
+        return None

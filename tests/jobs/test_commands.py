@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,9 @@ from typer.testing import CliRunner
 
 import jobs.caption
 import jobs.qa
-from jobs.console import query_command, run_command, summary_rows
+from jobs.console import Again, Display, query_command, run_command, summary_rows
 from pipeline.config_load import load_config
+from pipeline.progress import Progress
 from pipeline.run import run_job
 from tests.video.samples import write_video
 
@@ -142,7 +144,63 @@ def test_each_command_runs_its_task_with_what_it_was_given(monkeypatch, tmp_path
     seen = []
     monkeypatch.setattr("jobs.console.run_command", lambda *given: seen.append(given) or 3)
     result = CliRunner().invoke(module.app, ["--config", "a.yaml", "budget.retention=0.3", "name=x"])
-    assert (seen, result.exit_code) == ([(task, Path("a.yaml"), ["budget.retention=0.3", "name=x"])], 3)
+    assert (seen, result.exit_code) == ([(task, Path("a.yaml"), ["budget.retention=0.3", "name=x"], Again())], 3)
+
+
+def test_the_options_of_a_second_start(monkeypatch):
+    seen = []
+    monkeypatch.setattr("jobs.console.run_command", lambda *given: seen.append(given) or 0)
+    CliRunner().invoke(
+        jobs.qa.app, ["--config", "a", "--retry-failed", "--code", "lost", "--code", "truncated", "name=x"]
+    )
+    CliRunner().invoke(jobs.qa.app, ["--config", "a", "--restart"])
+    assert [given[2:] for given in seen] == [
+        (["name=x"], Again(failed=True, codes=frozenset({"lost", "truncated"}))),
+        ([], Again(restart=True)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("again", "told"),
+    [
+        (Again(failed=True, restart=True), "give one of them"),
+        (Again(codes=frozenset({"lost"})), "--code says which failed rows"),
+        (Again(failed=True, codes=frozenset({"gone"})), "'gone' is not an error code"),
+    ],
+)
+def test_options_that_make_no_sense_are_the_users_to_change(job_file, again, told, capfd):
+    assert run_command("caption", job_file, [], again) == 2
+    assert told in capfd.readouterr().err
+
+
+def test_a_job_whose_rows_are_all_done_says_so_and_succeeds(job_file, write_manifest, capfd):
+    given = [f"manifest={write_manifest([{'uri': 'ftp://a/b.mp4'}], 'bad.jsonl')}"]
+    assert run_command("caption", job_file, given) == 1
+    assert "nothing to do" not in capfd.readouterr().err
+    assert run_command("caption", job_file, given) == 0
+    out, err = capfd.readouterr()
+    assert err.startswith("nothing to do: every row of the manifest has its result")
+    assert "0 answered of 1" in out
+
+
+@pytest.mark.parametrize(
+    ("moment", "line"),
+    [
+        (Progress("plan"), "planning, 0 s"),
+        (
+            Progress("answer", 5, 1, 90, "", 0.5, 170.0),
+            "answering 5 of 90 rows, 1 failed, 0.5 rows/s, about 3 min left, 0 s",
+        ),
+        (
+            Progress("answer", 5, 0, 90, "", 1234.5, 8_000.0),
+            "answering 5 of 90 rows, 1,234 rows/s, about 2 h 13 min left, 0 s",
+        ),
+        (Progress("answer", 89, 0, 90, "", 2.0, 0.5), "answering 89 of 90 rows, 2 rows/s, about 1 s left, 0 s"),
+    ],
+)
+def test_a_line_of_progress(moment, line):
+    told = Display()._line(moment)
+    assert re.sub(r"\d+ s$", "0 s", told) == line
 
 
 def test_too_many_failures_are_named_after_the_table(job_file, tmp_path, write_manifest, capfd):

@@ -4,12 +4,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.collector import Collector
 from pipeline.config_load import load_config
-from pipeline.errors import RowError
-from pipeline.graph import Collector, cpus_per_actor
+from pipeline.errors import ClusterError, RowError
+from pipeline.graph import cpus_per_actor
+from pipeline.lease import LeaseLost
 from pipeline.plan import plan_run
 from pipeline.results import blank_row, error_row
 from pipeline.stages_tables import GROUP_SCHEMA, pack_answers, read_groups, unpack_answers
+from pipeline.storage import write_atomic
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
 
@@ -28,6 +31,10 @@ def plan_of(tmp_path, write_manifest):
 
 def questions(*videos: str, each: int = 1) -> list[dict]:
     return [{"uri": f"/videos/{video}.mp4", "question": f"question {n}"} for video in videos for n in range(each)]
+
+
+def tasks_of(plan) -> list:
+    return [(plan, shard) for shard in plan.shards]
 
 
 def groups_of(shard) -> list[dict]:
@@ -81,7 +88,7 @@ def test_answers_survive_their_packing():
 
 def test_a_shard_is_committed_with_its_last_row_and_not_before(plan_of, tmp_path):
     plan = plan_of(questions("a", "b", "c"), rows_per_shard=2)
-    collector = Collector(plan)
+    collector = Collector(tasks_of(plan))
     first, second = (answers_to(shard) for shard in plan.shards)
     assert list(collector.add(first[:1])) == []
     assert list(collector.add(second[:0])) == []
@@ -95,7 +102,7 @@ def test_a_shard_is_committed_with_its_last_row_and_not_before(plan_of, tmp_path
 
 def test_a_row_that_comes_twice_counts_once(plan_of, tmp_path):
     plan = plan_of(questions("a", "b"))
-    collector = Collector(plan)
+    collector = Collector(tasks_of(plan))
     rows = answers_to(plan.shards[0])
     assert list(collector.add([rows[0], rows[0]])) == []
     assert len(list(collector.add(rows))) == 1
@@ -106,7 +113,7 @@ def test_a_row_that_comes_twice_counts_once(plan_of, tmp_path):
 
 def test_wholly_refused_shards_are_committed_without_a_graph(plan_of, tmp_path):
     plan = plan_of([{"uri": "ftp://x/y.mp4", "question": "q"}])
-    collector = Collector(plan)
+    collector = Collector(tasks_of(plan))
     [committed] = collector.commit_refused()
     assert (committed.rows, committed.error_codes) == (1, {"uri_scheme": 1})
     assert (collector.rows, collector.failed) == (1, 1)
@@ -115,7 +122,7 @@ def test_wholly_refused_shards_are_committed_without_a_graph(plan_of, tmp_path):
 
 def test_rows_that_never_came_are_lost_and_written(plan_of, tmp_path):
     plan = plan_of(questions("a", "b", "c"))
-    collector = Collector(plan)
+    collector = Collector(tasks_of(plan))
     failure = error_row("", RowError("decode", "truncated", "cut"))
     rows = answers_to(plan.shards[0])
     failed = failure | {"item_id": rows[1]["item_id"], "shard": rows[1]["shard"]}
@@ -124,6 +131,45 @@ def test_rows_that_never_came_are_lost_and_written(plan_of, tmp_path):
     assert committed.error_codes == {"truncated": 1, "lost": 1}
     assert (collector.rows, collector.failed) == (3, 2)
     assert sorted(str(row["error_code"]) for row in results(tmp_path)) == ["None", "lost", "truncated"]
+
+
+def test_a_collector_that_takes_no_more_finishes_what_it_has_begun(plan_of, tmp_path):
+    plan = plan_of(questions("a", "b", "c", "d"), rows_per_shard=2)
+    collector = Collector(tasks_of(plan))
+    first, second = (answers_to(shard) for shard in plan.shards)
+    assert list(collector.add(first[:1])) == []
+    collector.take_no_more()
+    assert collector.in_flight
+    assert len(list(collector.add([*second, *first[1:]]))) == 1
+    assert not collector.in_flight
+    assert list(collector.commit_rest()) == []
+    assert (collector.rows, collector.total, len(results(tmp_path))) == (2, 4, 2)
+
+
+def test_nothing_is_written_once_the_lease_is_lost(plan_of, tmp_path):
+    def check():
+        raise LeaseLost("another run has it")
+
+    plan = plan_of(questions("a"))
+    collector = Collector(tasks_of(plan), check)
+    with pytest.raises(LeaseLost):
+        list(collector.add(answers_to(plan.shards[0])))
+    assert results(tmp_path) == []
+
+
+def test_a_commit_waits_until_the_storage_is_back(plan_of, tmp_path, monkeypatch):
+    plan = plan_of(questions("a"))
+    failures = [ClusterError("away"), ClusterError("still away")]
+
+    def write(uri, data):
+        if failures:
+            raise failures.pop()
+        write_atomic(uri, data)
+
+    monkeypatch.setattr("pipeline.results.write_atomic", write)
+    monkeypatch.setattr("pipeline.patience._PAUSE_S", 0.01)
+    assert len(list(Collector(tasks_of(plan)).add(answers_to(plan.shards[0])))) == 1
+    assert len(results(tmp_path)) == 1
 
 
 @pytest.mark.parametrize(

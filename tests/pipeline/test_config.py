@@ -112,6 +112,8 @@ def test_the_task_comes_from_the_job_and_must_agree_with_the_file():
         ("generation.stop=[3]", ("generation.stop = 3 ", "a list of at most 16 texts")),
         ("generation.time_instruction=sometimes", ("generation.time_instruction = 'sometimes'", "true or false")),
         ("cluster.gpus_per_answerer=some", ("cluster.gpus_per_answerer = 'some'", "auto")),
+        ("failures.stall_timeout_s=0", ("failures.stall_timeout_s = 0 ", "above 0")),
+        ("cluster.rows_per_shard=0", ("cluster.rows_per_shard = 0 ", "1 to 65536")),
         ("failures.max_failed_share=2", ("failures.max_failed_share = 2 ", "from 0 to 1")),
         ("name=a b", ("name = 'a b'", "letters, digits")),
         ("task.kind=qa", ("task.kind", "not a section")),

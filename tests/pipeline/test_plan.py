@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pipeline.config_load import load_config
 from pipeline.errors import UserError
-from pipeline.plan import WORK_COLUMNS, cut, make_run_id, plan_run
+from pipeline.plan import WORK_COLUMNS, cut, make_run_id, plan_run, suitable_rows_per_shard
 from pipeline.storage import filesystem_for, join, read_bytes, write_atomic
 from tests.pipeline.conftest import NOW
 
@@ -163,7 +163,12 @@ def test_secrets_of_the_manifest_reach_no_file_of_the_run(job, write_jsonl):
     assert plan.refused == 3
     filesystem, path = filesystem_for(plan.output)
     files = filesystem.find(path)
-    assert len(files) == 2
+    assert {file.rpartition("/")[2] for file in files} == {
+        "config.yaml",
+        "plan.json",
+        "item_ids.bin",
+        "shard-00000.parquet",
+    }
     assert not any("hunter2secret" in json.dumps(row) for row in rows_of(plan))
     assert not any(b"hunter2secret" in filesystem.cat_file(file) for file in files)
 
@@ -193,6 +198,22 @@ def test_shards_cover_all_rows_once_and_keep_groups_whole(sizes, rows_per_shard,
     for place in cuts_inside:  # only a group that is too long for any shard may be cut
         group = int(np.searchsorted(ends, place))
         assert sizes[group] > max(longest, rows_per_shard)
+
+
+@pytest.mark.parametrize(
+    ("rows", "each"), [(0, 64), (1, 64), (16_384, 64), (16_385, 128), (100_000, 512), (10**6, 4096), (10**8, 4096)]
+)
+def test_larger_runs_have_larger_shards(rows, each):
+    assert suitable_rows_per_shard(rows) == each
+
+
+def test_an_output_that_cannot_be_written_is_the_users(job, write_jsonl, tmp_path):
+    (tmp_path / "out" / "runs" / "run-1").mkdir(parents=True)
+    (tmp_path / "out" / "runs" / "run-1" / "manifest").write_text("in the way")
+    config = job(write_jsonl(*({"uri": f"{number}.mp4"} for number in range(100))), "cluster.rows_per_shard=1")
+    with pytest.raises(UserError, match="cannot write"):
+        planned(config)
+    assert not (tmp_path / "out" / "runs" / "run-1" / "plan.json").exists()
 
 
 URIS = st.sampled_from(["a.mp4", "b.mp4", "./a.mp4", "s3://b/c.mp4", "gs://b/c.mp4", "s3://k:s@b/x", "", None, 5])

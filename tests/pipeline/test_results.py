@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import RowError, UserError
-from pipeline.plan import plan_run
+from pipeline.item_ids import KnownItems, from_texts
+from pipeline.plan import plan_run, subset_shard
 from pipeline.results import (
     RESULT_COLUMNS,
     RESULT_SCHEMA,
@@ -18,6 +19,7 @@ from pipeline.results import (
     carried_fields,
     commit_shard,
     error_row,
+    read_results,
     result_schema,
     result_uri,
 )
@@ -226,6 +228,34 @@ def test_committing_again_replaces_the_file(job, write_jsonl, tmp_path):
     assert committed_rows(plan)[0]["error_code"] == "lost"
     assert committed_rows(plan, answered(item["item_id"]))[0]["answer"] == "a dog"
     assert len(list((tmp_path / "out" / "results").rglob("*.*"))) == 1
+
+
+def test_a_partial_shard_replaces_its_rows_and_no_others(place, job, write_jsonl):
+    manifest = write_jsonl(*({"uri": f"{n}.mp4", "video_id": f"v{n}", "n": n} for n in range(4)))
+    plan = planned(job(manifest, f"output={place}/out"))
+    (shard,) = plan.shards
+    items = [item["item_id"] for item in sorted(items_of(shard), key=lambda item: item["video_id"])]
+    commit_shard(plan, shard, [answered(item, answer="old") for item in items[:3]])
+    part = subset_shard(plan, shard, KnownItems(from_texts([items[1], items[3]])))
+    committed = commit_shard(plan, part, [answered(items[3], answer="new")])
+    rows = read_results(plan, shard).to_pylist()
+    assert [(row["item_id"], row["answer"], row["n"]) for row in rows] == [
+        (items[0], "old", 0),
+        (items[1], None, 1),
+        (items[2], "old", 2),
+        (items[3], "new", 3),
+    ]
+    assert (committed.uri, committed.rows, committed.error_codes) == (result_uri(plan, shard), 4, {"lost": 1})
+
+
+def test_a_file_of_an_older_schema_gains_the_columns_that_it_lacks(job, write_jsonl):
+    plan = planned(job(write_jsonl({"uri": "a.mp4"}, {"uri": "b.mp4"})))
+    (shard,) = plan.shards
+    uri = commit_shard(plan, shard, []).uri
+    pq.write_table(pq.read_table(uri).drop_columns(["decode_cpu_ms", "quantization"]), uri)
+    read = read_results(plan, shard)
+    assert read.schema.equals(plan.schema)
+    assert read["quantization"].to_pylist() == [None, None]
 
 
 @pytest.mark.parametrize(
