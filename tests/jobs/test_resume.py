@@ -31,11 +31,16 @@ class WritingEngine(FakeEngine):
         return super().answer_one(place, request)
 
 
+@dataclass
 class HangingEngine(FakeEngine):
-    """Never answers."""
+    """Answers nothing before the file `gate` is there."""
+
+    gate: str = ""
 
     def answer_one(self, place, request):
-        time.sleep(1000)
+        while not Path(self.gate).exists():
+            time.sleep(0.1)
+        return super().answer_one(place, request)
 
 
 @pytest.fixture
@@ -192,10 +197,11 @@ def test_a_job_that_fails_too_often_stops_with_whole_shards_and_can_go_on(job, f
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_stage_that_hangs_ends_the_job_and_is_named(job, found, summaries, tmp_path):
     rows = questions(tmp_path, "a")
-    with pytest.raises(ClusterError, match=r"^no progress for 10 s; .*Answerer has 1 in work") as caught:
-        job(rows, "failures.stall_timeout_s=10", load=HangingEngine)
+    with pytest.raises(ClusterError, match=r"^no progress for 5 s; .*Answerer has \d in work and 0 done") as caught:
+        job(rows, "failures.stall_timeout_s=5", load=partial(HangingEngine, gate=str(tmp_path / "gate")))
     assert "\n" not in str(caught.value)
     assert (found(), summaries()[0]["exit_status"]) == ({}, 3)
+    (tmp_path / "gate").touch()  # the hanging actor lives as long as the connection to Ray, which is the test's here
     assert job(rows).exit_status == 0
 
 
