@@ -11,7 +11,7 @@ import io
 import math
 import secrets
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -50,14 +50,20 @@ def make_run_id(now: datetime) -> str:
 
 
 def plan_run(
-    config: JobConfig, run_id: str, fingerprint: str, now: datetime, earlier: Ledger | None = None
+    config: JobConfig,
+    run_id: str,
+    fingerprint: str,
+    now: datetime,
+    earlier: Ledger | None = None,
+    before_write: Callable[[], None] = lambda: None,
 ) -> Plan | None:
     """Write a new run's config.yaml, manifest shards and, last, plan.json; the answer names them all.
 
     Rows that `earlier` runs have taken on are left out: None where no row is left, and then nothing
-    is written. `now` dates the result files (UTC). Raises UserError for a manifest that is missing,
-    empty or unreadable, and where the output cannot be written; ClusterError where storage is
-    unreachable.
+    is written. `now` dates the result files (UTC). `before_write` is called right before the run
+    begins to exist, and raises where it must not: its rows may be another's by now. Raises UserError
+    for a manifest that is missing, empty or unreadable, and where the output cannot be written;
+    ClusterError where storage is unreachable.
     """
     identity = manifest_identity(config.manifest)
     if earlier is not None and earlier.has_planned(identity):
@@ -86,6 +92,7 @@ def plan_run(
             schema=result_schema(carried),
             facts=run_facts(run_id, config.task, fingerprint, config.pruning.method),
         )
+        before_write()
         write_plan(plan, absolute(config.manifest), np.sort(staged.ids[order]))
     return plan
 

@@ -75,8 +75,7 @@ def find_work(config: JobConfig, fingerprint: str, now: datetime, redo: Redo | N
     tasks = [(run.plan, shard) for run in ledger.runs for shard in run.open]
     if redo is not None:
         tasks += _again(config, fingerprint, ledger, redo)
-    check()
-    plan = plan_run(config, make_run_id(now), fingerprint, now, ledger)
+    plan = plan_run(config, make_run_id(now), fingerprint, now, ledger, check)
     runs = list(ledger.runs)
     if plan is not None:
         runs.append(RunRecord(plan, frozenset()))

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config_load import load_config
-from pipeline.errors import UserError
+from pipeline.errors import ClusterError, UserError
+from pipeline.ledger import read_ledger
 from pipeline.plan import WORK_COLUMNS, cut, make_run_id, plan_run, suitable_rows_per_shard
 from pipeline.storage import filesystem_for, join, read_bytes, write_atomic
 from tests.pipeline.conftest import NOW
@@ -246,3 +247,14 @@ def test_every_manifest_row_stands_in_the_plan_exactly_once(tmp_path_factory, li
             shards_of_group.setdefault((row["uri"], row["start_s"] or 0.0, row["frames"]), set()).add(row["shard"])
     assert all(len(shards) == 1 for shards in shards_of_group.values())
     assert len(shards_of_group) == plan.groups
+
+
+def test_a_run_whose_lease_was_lost_while_it_was_planned_never_begins(job, write_jsonl, tmp_path):
+    def lost():
+        raise ClusterError("the lease was lost")
+
+    config = job(write_jsonl({"uri": "a.mp4"}))
+    with pytest.raises(ClusterError, match="lease was lost"):
+        plan_run(config, "run-1", "f" * 12, NOW, before_write=lost)
+    assert not (tmp_path / "out" / "runs" / "run-1" / "plan.json").exists()
+    assert read_ledger(config.output, "f" * 12, config.task).runs == ()
