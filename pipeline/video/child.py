@@ -59,7 +59,7 @@ class Job:
     def _read(self) -> tuple[Message, list[int]]:
         from pipeline.video.decode import decode_frames
 
-        _import_decoders()
+        _import_decoders(scaling=self._frame_size is not None)
         self._channel.send({"type": "begun", "cpu_s": _cpu_s()})
         _set_alarm(self._order["alarm_s"])
         video = decode_frames(
@@ -89,10 +89,6 @@ class Job:
 
     def _planned(self, info: VideoInfo) -> None:
         """Wait for the permission to decode."""
-        if self._frame_size is not None:
-            with contextlib.suppress(ValueError):  # a picture too narrow for the model is left as it is
-                if self._frame_size.of(info.height, info.width) != (info.height, info.width):
-                    _import_torch()
         self._ask({"type": "planned", "duration_s": info.duration_s})
 
     def _need(self, ranges: Sequence[ByteRange]) -> list[list[int]]:
@@ -136,17 +132,15 @@ def _is_out_of_memory(error: BaseException | None) -> bool:
     return False
 
 
-def _import_decoders() -> None:
+def _import_decoders(scaling: bool) -> None:
     """Import what reading a video needs, before its clock starts: once in the life of the process."""
     import av  # noqa: F401
     import decord  # noqa: F401
 
+    if scaling:
+        import torch
 
-def _import_torch() -> None:
-    """Import what scaling needs, 200 MB and a second of work, where a video has to be scaled at all."""
-    import torch
-
-    torch.set_num_threads(1)
+        torch.set_num_threads(1)
 
 
 def _set_alarm(seconds: float) -> None:
