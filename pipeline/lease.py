@@ -20,6 +20,7 @@ from typing import TypeVar
 from pipeline.conditional_write import VersionConflict, VersionedFile, read_versioned, write_if_version
 from pipeline.errors import ClusterError, UserError
 from pipeline.lease_record import LeaseRecord
+from pipeline.patience import patiently
 from pipeline.storage import absolute, join
 
 _T = TypeVar("_T")
@@ -189,13 +190,4 @@ def _check_conditions(uri: str, mine: LeaseRecord, times: LeaseTimes) -> None:
 
 def _patiently(action: Callable[[], _T], times: LeaseTimes) -> _T:
     """What `action` returns, tried again for `outage_s` while the storage is away."""
-    deadline = time.monotonic() + times.outage_s
-    while True:
-        try:
-            return action()
-        except LeaseLost:
-            raise
-        except ClusterError:
-            if time.monotonic() >= deadline:
-                raise
-        time.sleep(times.pause_s)
+    return patiently(action, times.outage_s, (LeaseLost,), times.pause_s)

@@ -13,10 +13,15 @@ OUTAGE_S = 60.0  # a restart of an S3 server, or a network that is switched over
 _PAUSE_S = 1.0
 
 
-def patiently(action: Callable[[], _T], outage_s: float = OUTAGE_S, final: tuple[type[ClusterError], ...] = ()) -> _T:
+def patiently(
+    action: Callable[[], _T],
+    outage_s: float = OUTAGE_S,
+    final: tuple[type[ClusterError], ...] = (),
+    pause_s: float = _PAUSE_S,
+) -> _T:
     """What `action` returns, tried again for `outage_s` while it raises ClusterError, but not one of the `final` ones.
 
-    `action` must be safe to repeat. Raises what it raised last.
+    `action` must be safe to repeat; `pause_s` lies between two tries. Raises what it raised last.
     """
     deadline = time.monotonic() + outage_s
     while True:
@@ -27,4 +32,4 @@ def patiently(action: Callable[[], _T], outage_s: float = OUTAGE_S, final: tuple
         except ClusterError:
             if time.monotonic() >= deadline:
                 raise
-        time.sleep(_PAUSE_S)
+        time.sleep(pause_s)
