@@ -35,6 +35,7 @@ ERROR_CODES: dict[str, tuple[str, str]] = {
     "prompt_too_long": ("generate", "prompt and video do not fit into the model's context"),
     "retention_unreachable": ("generate", "the pruning method cannot keep so little of this video on this model"),
     "out_of_memory": ("generate", "the device has too little memory for this video alone"),
+    "worker_died": ("generate", "the process that worked on the video died each time; error_stage says which one"),
     "lost": ("generate", "no answer came back from the workers"),
 }
 """Every `error_code` of a result row: the stage that sets it, and what it means."""

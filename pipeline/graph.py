@@ -8,12 +8,10 @@ own.
 
 from __future__ import annotations
 
-import math
 import re
-import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pipeline import run_environment  # noqa: F401  # before Ray
@@ -21,9 +19,10 @@ from pipeline import run_environment  # noqa: F401  # before Ray
 # isort: split
 import ray.data
 from ray.data.exceptions import ExecutionTimeoutError
-from ray.util.annotations import RayDeprecationWarning
 
+from pipeline.attempts import SharedAttempts, load_or_give_up, start_attempts
 from pipeline.errors import ClusterError
+from pipeline.pools import Pools, actor_pool, fitted
 from pipeline.stages import VIDEOS_AT_ONCE, Answerer, Decoder
 from pipeline.stages_tables import read_groups, unpack_answers
 from pipeline.storage import absolute
@@ -31,36 +30,9 @@ from pipeline.storage import absolute
 if TYPE_CHECKING:
     from pipeline.run_record import Shard
 
+_READER_CPUS = 0.0  # what actors wait for, after a node has died, must not be what they wait with
 _READERS = 2  # tasks that read manifest shards: a shard is read in far less time than it is answered
-_READER_CPUS = 0.25
-_SMALL_CLUSTER_CPUS = 8
-# Videos reach an answerer one a call, and its calls run at once: whenever one is answered the next joins those that
-# are being decoded. This many threads are enough for any batch.
-_MOST_CALLS = 64
 _START_TIMEOUT_S = 1800  # for nodes to come up and a large model to load; then the run fails instead of waiting on
-
-
-@dataclass(frozen=True)
-class Pools:
-    """How many actors each stage has, and what each of them takes from its node."""
-
-    decoders: int
-    answerers: int
-    batch_size: int
-    cpus_per_actor: float = 1.0
-    gpus_per_answerer: float = 0.0
-    threads_per_answerer: int = 1
-    retries: int = 2
-
-
-def cpus_per_actor(cluster_cpus: float, actors: int) -> float:
-    """The cores to reserve for each actor: one, or on a small machine a share that lets all of them fit.
-
-    Half a core stays free for the tasks that read manifest shards, without which nothing starts.
-    """
-    if not 0 < cluster_cpus < _SMALL_CLUSTER_CPUS:
-        return 1.0
-    return max(0.01, min(1.0, int((cluster_cpus - 2 * _READER_CPUS) / actors * 100) / 100))
 
 
 def answered_rows(
@@ -69,51 +41,102 @@ def answered_rows(
     """Run the graph; yield the rows of each batch (as `unpack_answers`) when it is finished, in no order.
 
     `decoder` and `answerer` are the constructor arguments of the two stages. Closing the iterator
-    ends the graph with all that is in work. Raises ClusterError where no stage takes or gives
-    anything for `stall_timeout_s`; what else Ray raises passes through.
+    ends the graph with all that is in work. Where a node died and no other came, the actors that it
+    had wait for one for ever: if that leaves the graph without progress, it is begun again with what
+    the cluster has, for the shards that are not complete.
+
+    Raises ClusterError where no stage takes or gives anything for `stall_timeout_s` and no node has
+    died, or nothing came since; what else Ray raises passes through.
     """
-    sources = [{"uri": absolute(shard.uri)} for shard in shards if shard.rows > shard.refused]
-    if not sources:
-        return
-    calls = min(pools.batch_size, _MOST_CALLS)
-    with ray.data.DataContext.current(_context(stall_timeout_s)), warnings.catch_warnings():
-        # How often a task is tried again whose actor died. Ray 2.60 has no other name for it yet.
-        warnings.simplefilter("ignore", RayDeprecationWarning)
-        rows = (
-            ray.data.from_items(sources, override_num_blocks=len(sources))
-            .map_batches(
-                read_groups,
-                batch_size=1,
-                batch_format="pyarrow",
-                compute=ray.data.TaskPoolStrategy(size=min(_READERS, len(sources))),
-                num_cpus=_READER_CPUS,
-            )
-            .map_batches(
-                Decoder,
-                fn_constructor_kwargs=decoder,
-                batch_size=1,
-                batch_format="pyarrow",
-                compute=_pool(pools.decoders, pools.cpus_per_actor, calls=VIDEOS_AT_ONCE),
-                num_cpus=pools.cpus_per_actor,
-                max_task_retries=pools.retries,
-            )
-            .map_batches(
-                Answerer,
-                fn_constructor_kwargs=answerer,
-                batch_size=math.ceil(pools.batch_size / calls),
-                batch_format="pyarrow",
-                compute=_pool(pools.answerers, pools.cpus_per_actor, pools.gpus_per_answerer, calls),
-                num_cpus=pools.cpus_per_actor,
-                num_gpus=pools.gpus_per_answerer,
-                max_task_retries=pools.retries,
-            )
-        )
+    left = {shard.name: shard for shard in shards if shard.rows > shard.refused}
+    arrived: dict[str, set[str]] = {}  # items of the shards that are in work
+    while left:
+        nodes, has_moved = _nodes(), False
+        sources = [{"uri": absolute(shard.uri)} for shard in left.values()]
+        try:
+            for rows in _rows(sources, pools, decoder, answerer, stall_timeout_s):
+                has_moved = True
+                _strike_out(rows, left, arrived)
+                yield rows
+            return
+        except ExecutionTimeoutError as error:
+            if nodes <= _nodes() or not has_moved:
+                told = f"no progress for {stall_timeout_s:g} s; {_stages_at_work(str(error))}"
+                raise ClusterError(told) from error
+            pools = fitted(pools)
+
+
+def _strike_out(rows: list[dict[str, Any]], left: dict[str, Shard], arrived: dict[str, set[str]]) -> None:
+    """Take from `left` the shards of which the last rows have come."""
+    for row in rows:
+        shard = left.get(row["shard"])
+        if shard is not None:
+            items = arrived.setdefault(shard.name, set())
+            items.add(row["item_id"])
+            if len(items) == shard.rows - shard.refused:
+                del left[shard.name], arrived[shard.name]
+
+
+def _nodes() -> set[str]:
+    """Those that are alive."""
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
+def _rows(
+    sources: list[dict[str, str]],
+    pools: Pools,
+    decoder: dict[str, Any],
+    answerer: dict[str, Any],
+    stall_timeout_s: float,
+) -> Iterator[list[dict[str, Any]]]:
+    counting = start_attempts()
     try:
+        attempts = SharedAttempts(counting)
+        watched = {"attempts": attempts, "retries": pools.retries}
+        load = {"load": partial(load_or_give_up, answerer["load"], attempts)}
+        with ray.data.DataContext.current(_context(stall_timeout_s)):
+            rows = _graph(sources, pools, decoder | watched, answerer | watched | load)
         with closing(iter(rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))) as tables:
             for table in tables:
                 yield unpack_answers(table)
-    except ExecutionTimeoutError as error:
-        raise ClusterError(f"no progress for {stall_timeout_s:g} s; {_stages_at_work(str(error))}") from error
+    finally:
+        if ray.is_initialized():  # else it is gone with its cluster
+            ray.kill(counting)
+
+
+def _graph(
+    sources: list[dict[str, str]], pools: Pools, decoder: dict[str, Any], answerer: dict[str, Any]
+) -> ray.data.Dataset:
+    # Ray tries the work of an actor that died again and again; `attempts` of the stages puts an end to it.
+    return (
+        ray.data.from_items(sources, override_num_blocks=len(sources))
+        .map_batches(
+            read_groups,
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ray.data.TaskPoolStrategy(size=min(_READERS, len(sources))),
+            num_cpus=_READER_CPUS,
+        )
+        .map_batches(
+            Decoder,
+            fn_constructor_kwargs=decoder,
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=actor_pool(pools.decoders, pools.cpus_per_actor, calls=VIDEOS_AT_ONCE),
+            num_cpus=pools.cpus_per_actor,
+        )
+        # Videos reach an answerer one a call, and its calls run at once: whenever one is answered the next
+        # joins those that are being decoded.
+        .map_batches(
+            Answerer,
+            fn_constructor_kwargs=answerer,
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=actor_pool(pools.answerers, pools.cpus_per_answerer, pools.gpus_per_answerer, pools.batch_size),
+            num_cpus=pools.cpus_per_answerer,
+            num_gpus=pools.gpus_per_answerer,
+        )
+    )
 
 
 def _stages_at_work(told: str) -> str:
@@ -121,22 +144,6 @@ def _stages_at_work(told: str) -> str:
     lines = re.findall(r"- (?:\w+\()?(\w+)\)?: (\d+) active task\(s\), (\d+) finished", told)
     stages = [f"{name} has {active} in work and {done} done" for name, active, done in lines]
     return ", ".join(stages) or "no stage was at work"
-
-
-def _pool(size: int, cpus: float, gpus: float = 0.0, calls: int = 1) -> ray.data.ActorPoolStrategy:
-    # As many as surely fit at once and for good, and more as Ray Data finds room. Actors that wait for
-    # cores must not take the last ones from the tasks that feed them; and a pool that may shrink does
-    # so in every pause of the back-pressure, only to pay for new processes seconds later.
-    total = ray.cluster_resources()
-    room = size if cpus < 1 else int((total.get("CPU", 0) - 1) / 2 / cpus)
-    if gpus:
-        room = min(room, int(total.get("GPU", 0) / gpus))
-    return ray.data.ActorPoolStrategy(
-        min_size=max(1, min(size, room)),
-        max_size=size,
-        max_concurrent_calls_per_actor=calls,
-        enable_true_multi_threading=calls > 1,
-    )
 
 
 def _context(stall_timeout_s: float) -> ray.data.DataContext:

@@ -9,6 +9,7 @@ from typing import TypeVar
 from pipeline.errors import ClusterError
 
 _T = TypeVar("_T")
+Kinds = tuple[type[Exception], ...]
 OUTAGE_S = 60.0  # a restart of an S3 server, or a network that is switched over, takes less
 _PAUSE_S = 1.0
 
@@ -16,10 +17,11 @@ _PAUSE_S = 1.0
 def patiently(
     action: Callable[[], _T],
     outage_s: float = OUTAGE_S,
-    final: tuple[type[ClusterError], ...] = (),
+    final: Kinds = (),
     pause_s: float = _PAUSE_S,
+    away: Kinds = (ClusterError,),
 ) -> _T:
-    """What `action` returns, tried again for `outage_s` while it raises ClusterError, but not one of the `final` ones.
+    """What `action` returns, tried again for `outage_s` while it raises one of `away`, but not one of the `final` ones.
 
     `action` must be safe to repeat; `pause_s` lies between two tries. Raises what it raised last.
     """
@@ -29,7 +31,7 @@ def patiently(
             return action()
         except final:
             raise
-        except ClusterError:
+        except away:
             if time.monotonic() >= deadline:
                 raise
         time.sleep(pause_s)

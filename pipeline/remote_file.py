@@ -12,15 +12,17 @@ import random
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
 from pipeline.errors import RowError
-from pipeline.remote_object import ObjectChanged, RemoteObject, open_object
+from pipeline.patience import OUTAGE_S, patiently
+from pipeline.remote_object import ObjectChanged, RemoteObject, StorageAway, open_object
 from pipeline.storage import fetch_errors
 from pipeline.video.byte_ranges import byte_count, clipped, merged, without
 from pipeline.video.file import ByteRange
@@ -43,12 +45,16 @@ class FileChanged(RowError):
     """
 
 
+class Away(RowError):
+    """The storage is away: fetch_failed, if it stays so."""
+
+
 class RemoteFile:
     """A remote object and the local sparse file that its bytes are put into, each at its own place.
 
     The first use of `size`, `present` or `fetch` makes the first request. Every method and property that makes one
-    raises RowError at stage fetch: not_found, forbidden (neither is tried again), fetch_failed. Not to be used by
-    two threads at once.
+    raises RowError at stage fetch: not_found, forbidden (neither is tried again), fetch_failed (for a storage that
+    is away only after OUTAGE_S of patience with each request). Not to be used by two threads at once.
 
     `fd` is open for as long as this object; `bytes_fetched` counts what was transferred, again where it was
     transferred again; `attempts` is how many tries the most stubborn request took, at least 1 after the first;
@@ -166,20 +172,27 @@ class RemoteFile:
         raise FileChanged("fetch", "fetch_failed", f"{self.uri} changed while it was read")
 
     def _try(self, request: Callable[[], T]) -> T:
-        """Its result, after as many tries as are allowed. ObjectChanged passes."""
-        attempt = 1
-        while True:
+        """Its result, after as many tries as are allowed, or once an outage has ended. ObjectChanged passes."""
+        tries = count(1)
+        return patiently(lambda: self._try_some(request, tries), OUTAGE_S, away=(Away,))
+
+    def _try_some(self, request: Callable[[], T], tries: Iterator[int]) -> T:
+        for retry in range(self._retries + 1):
+            if retry:
+                # Not all at the same moment: requests that were throttled together would be throttled together again.
+                time.sleep(FIRST_BACKOFF_S * 2 ** (retry - 1) * random.uniform(0.5, 1.0))  # noqa: S311
             with self._counting:
-                self.attempts = max(self.attempts, attempt)
+                self.attempts = max(self.attempts, next(tries))
             try:
                 with fetch_errors(self.uri):
                     return request()
-            except RowError as failure:
-                if failure.code != "fetch_failed" or attempt > self._retries:
-                    raise
-            # Not all at the same moment: requests that were throttled together would be throttled together again.
-            time.sleep(FIRST_BACKOFF_S * 2 ** (attempt - 1) * random.uniform(0.5, 1.0))  # noqa: S311
-            attempt += 1
+            except RowError as error:
+                failure = error
+            if failure.code != "fetch_failed":
+                break
+        if isinstance(failure.__cause__, StorageAway):
+            raise Away(failure.stage, failure.code, failure.message) from failure
+        raise failure
 
     def _store(self, place: int, data: bytes) -> None:
         written = 0

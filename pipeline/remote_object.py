@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import aiohttp
 import fsspec
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, HTTPClientError
+from botocore.exceptions import ConnectionError as NoConnectionError
 from fsspec.asyn import sync
 from s3fs.errors import translate_boto_error
 
@@ -32,11 +33,16 @@ _PIECE = 1024 * 1024
 _SLOWEST_BYTES_PER_S = 32 * 1024
 _REQUEST_S = 60.0
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_SERVER_ERROR = 500  # and above; S3 throttles with 503
 _CHANGED = {"PreconditionFailed", "412", "InvalidRange", "416"}
 
 
 class ObjectChanged(Exception):
     """The object is not the one that was read from before."""
+
+
+class StorageAway(OSError):
+    """The storage takes no connection, breaks it before it answers, or answers that it cannot serve now."""
 
 
 class RemoteObject(Protocol):
@@ -115,7 +121,7 @@ class S3Object:
             await self._filesystem.set_session()
             # Not through s3fs's own call: its retries and botocore's and the caller's would multiply.
             client = await self._filesystem.get_s3(asked["Bucket"])
-            response = await client.get_object(**asked)
+            response = await _begin_answer(client, asked)
             async with response["Body"] as body:
                 place, last, size = _place(response)
                 version = (response.get("ETag"), size)
@@ -130,6 +136,18 @@ class S3Object:
             raise ConnectionError(f"the answer ended after {arrived - place} of {last - place} bytes")
         self._version = version
         return size, merged([(place, arrived)])
+
+
+async def _begin_answer(client: Any, asked: dict[str, Any]) -> dict[str, Any]:
+    """The answer to a request, its body still to come."""
+    try:
+        return await client.get_object(**asked)
+    except ClientError as error:
+        if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= _SERVER_ERROR:
+            raise StorageAway(str(translate_boto_error(error))) from error
+        raise
+    except (NoConnectionError, HTTPClientError, aiohttp.ClientError) as error:
+        raise StorageAway(str(error) or type(error).__name__) from error
 
 
 def _place(response: dict[str, Any]) -> tuple[int, int, int]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +18,7 @@ import ray
 
 from pipeline.config import JobConfig
 from pipeline.errors import ClusterError, UserError, one_line
-from pipeline.graph import Pools, cpus_per_actor
+from pipeline.pools import Pools, fitted, most
 
 _CONNECT_ATTEMPTS = 3
 _CONNECT_TIMEOUT_S = 5.0
@@ -51,11 +53,15 @@ def _connect(address: str | None) -> None:
             handler.setLevel(logging.CRITICAL)
     if address:
         _check_answers(address)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     with _quiet_core():
         if address:
             ray.init(address="auto", logging_level=logging.ERROR, log_to_driver=False)
         else:
             ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    # Ray puts a handler of its own there, which aborts the process before it could hand on the output's lease.
+    if on_sigterm is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)
 
 
 def _check_answers(address: str) -> None:
@@ -104,13 +110,13 @@ def choose_pools(config: JobConfig) -> Pools:
         gpus = 1.0 if resources.get("GPU", 0) >= 1 and config.model.device != "cpu" else 0.0
     if config.model.device == "cuda" and gpus == 0:
         raise UserError("model.device is cuda, but the cluster has no GPU (on one that grows, set gpus_per_answerer)")
-    return Pools(
+    pools = Pools(
         decoders=wanted.decoders,
         answerers=wanted.answerers,
         batch_size=wanted.batch_size,
-        cpus_per_actor=cpus_per_actor(resources.get("CPU", 0), wanted.decoders + wanted.answerers),
         gpus_per_answerer=gpus,
         # One core stays with the decoders; answerers of one machine that want all the others fight.
-        threads_per_answerer=max(1, int(resources.get("CPU", 1) - 1) // wanted.answerers),
+        threads_per_answerer=max(1, int(resources.get("CPU", 1) - 1) // most(wanted.answerers)),
         retries=config.failures.retries,
     )
+    return fitted(pools)

@@ -22,12 +22,14 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.answer_stream import AnswerStream, Engine
+from pipeline.attempts import Attempts
 from pipeline.errors import RowError
 from pipeline.frame_size import FrameSize
 from pipeline.remote_file import FileChanged, RemoteFile
 from pipeline.results import blank_row, error_row, parse_option
 from pipeline.stages_tables import DECODED_SCHEMA, MEASURED, PLAIN_COLUMNS, pack_answers
 from pipeline.storage import fetch_errors, local_path
+from pipeline.suspects import Suspects, WorkerDied
 from pipeline.video.file import LocalFile
 from pipeline.video.limits import Limits
 from pipeline.video.reader import VideoReader
@@ -55,15 +57,18 @@ class Decoder:
         frame_size: FrameSize | None = None,
         backend: Backend = "auto",
         retries: int = 0,
+        attempts: Attempts | None = None,
     ) -> None:
         """`sampling` for groups that do not say; `retries` further attempts at a fetch that failed.
 
         `limits` bound each child. Frames are scaled to `frame_size`; None leaves them as they are.
+        `attempts` tells of groups that this process's like has died of; they too get `retries` further attempts.
         """
         self.sampling = sampling
         self.frame_size = frame_size
         self.backend = backend
         self.retries = retries
+        self._suspects = Suspects("decode", attempts, retries)
         permit = threading.Lock()
         self._readers = [VideoReader(limits, permit) for _ in range(VIDEOS_AT_ONCE)]
         # Last in, first out: where calls come one by one, one child serves them all.
@@ -90,9 +95,15 @@ class Decoder:
         measured: dict[str, Any] = {"started_at": datetime.now(UTC), "attempts": 1}
         pixels = error = None
         try:
-            pixels = self._fetch_and_decode(group, measured)
+            with self._suspects.attempt(group["shard"], group["group"]) as deaths:
+                try:
+                    pixels = self._fetch_and_decode(group, measured)
+                finally:
+                    measured["attempts"] += deaths
         except RowError as failure:
             error = {"stage": failure.stage, "code": failure.code, "message": failure.message}
+            if isinstance(failure, WorkerDied):
+                measured["attempts"] = failure.deaths
         measured |= {"shard": group["shard"], "group": group["group"], "error": error, "decoded_at": datetime.now(UTC)}
         measured["shape"] = None if pixels is None else list(pixels.shape)
         columns = {name: pa.array([measured.get(name)], DECODED_SCHEMA.field(name).type) for name in PLAIN_COLUMNS}
@@ -157,8 +168,22 @@ class Decoder:
 class Answerer:
     """Frames in (DECODED_SCHEMA), one result row for each item out (ANSWER), failed or not."""
 
-    def __init__(self, load: Callable[[], Engine], pruning: PruningConfig, sampling: dict[str, Any]) -> None:
-        """`load` gets the model in the actor; `sampling` holds what Request takes from the job's `generation`."""
+    def __init__(
+        self,
+        load: Callable[[], Engine],
+        pruning: PruningConfig,
+        sampling: dict[str, Any],
+        retries: int = 0,
+        attempts: Attempts | None = None,
+        retention: Callable[[], float] | None = None,
+    ) -> None:
+        """`load` gets the model in the actor; `sampling` holds what Request takes from the job's `generation`.
+
+        `attempts` tells of videos that this process's like has died of; they get `retries` further attempts.
+        `retention` tells that of the next video, where it is not the one of `pruning` for all.
+        """
+        self._retention = retention
+        self._suspects = Suspects("generate", attempts, retries)
         engine = load()
         self.stream = AnswerStream(engine, pruning)
         self.sampling = sampling
@@ -173,22 +198,28 @@ class Answerer:
         }
 
     def __call__(self, videos: pa.Table) -> pa.Table:
-        """Answer every item of every video of the batch. Calls in several threads are answered together."""
-        pixels = videos["pixels"]
-        groups = videos.drop_columns("pixels").to_pylist()
+        """Answer each video of the batch; the pipeline sends one at a time. Calls in many threads share the model."""
+        return pack_answers([row for i in range(videos.num_rows) for row in self._rows_of(videos.slice(i, 1))])
+
+    def _rows_of(self, video: pa.Table) -> list[dict[str, Any]]:
+        group = video.drop_columns("pixels").to_pylist()[0]
+        error = RowError(**group["error"]) if group["error"] else None
+        if error is None:
+            try:
+                with self._suspects.attempt(group["shard"], group["group"]) as deaths:
+                    group["attempts"] += deaths
+                    return self._answer(group, video["pixels"][0].as_buffer())
+            except WorkerDied as failure:
+                group["attempts"] += failure.deaths - 1
+                error = failure
+        return [self._failed(group, item, error, group["attempts"]) for item in group["items"]]
+
+    def _answer(self, group: dict[str, Any], pixels: pa.Buffer) -> list[dict[str, Any]]:
+        frames = np.frombuffer(pixels, np.uint8).reshape(group["shape"])
+        retention = self._retention() if self._retention else None
+        outcomes = self.stream.answer([self._request(group, item, frames, retention) for item in group["items"]])
         rows: list[dict[str, Any]] = []
-        asked: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        requests: list[Request] = []
-        for group, binary in zip(groups, pixels, strict=True):
-            if group["error"] is not None:
-                error = RowError(**group["error"])
-                rows += [self._failed(group, item, error, group["attempts"]) for item in group["items"]]
-                continue
-            frames = np.frombuffer(binary.as_buffer(), np.uint8).reshape(group["shape"])
-            for item in group["items"]:
-                asked.append((group, item))
-                requests.append(self._request(group, item, frames))
-        for (group, item), outcome in zip(asked, self.stream.answer(requests), strict=True):
+        for item, outcome in zip(group["items"], outcomes, strict=True):
             attempts = group["attempts"] + outcome.attempts - 1
             if isinstance(outcome.result, RowError):
                 row = self._failed(group, item, outcome.result, attempts)
@@ -197,9 +228,11 @@ class Answerer:
             row["frames"] = group["shape"][0]
             row["wait_ms"] = max(0.0, (outcome.begun_at - group["decoded_at"]).total_seconds() * 1e3)
             rows.append(row)
-        return pack_answers(rows)
+        return rows
 
-    def _request(self, group: dict[str, Any], item: dict[str, Any], frames: np.ndarray) -> Request:
+    def _request(
+        self, group: dict[str, Any], item: dict[str, Any], frames: np.ndarray, retention: float | None
+    ) -> Request:
         from pipeline.engine import Request
 
         chosen = dict(self.sampling)
@@ -211,7 +244,7 @@ class Answerer:
             frame_times_s=group["frame_times_s"],
             duration_s=group["duration_s"],
             video_key=group["group"],
-            retention=item["retention"],
+            retention=retention if item["retention"] is None else item["retention"],
             **chosen,
         )
 

@@ -38,7 +38,8 @@ class Raylets:
         self.spilled = folder / "spilled"
         self.logs = folder / "session_latest" / "logs"
         self._of_each_node = {"object_store_memory": 80 * MIB, "object_spilling_directory": str(self.spilled)}
-        head = {"num_cpus": 0, "include_dashboard": False, "temp_dir": str(folder), **self._of_each_node}
+        spared = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
+        head = {"num_cpus": 0, "temp_dir": str(folder), **spared, **self._of_each_node}
         with _variables(environment):
             self._cluster = Cluster(initialize_head=True, head_node_args=head)
         for _ in range(workers):
@@ -53,9 +54,10 @@ class Raylets:
         """The worker nodes that are alive."""
         return list(self._cluster.worker_nodes)
 
-    def add_node(self) -> None:
+    def add_node(self, gpus: int = 0) -> None:
+        """One more worker node; its GPUs are there for the scheduler alone."""
         with _variables(self._environment):
-            self._cluster.add_node(num_cpus=self._cpus, **self._of_each_node)
+            self._cluster.add_node(num_cpus=self._cpus, num_gpus=gpus, **self._of_each_node)
 
     def kill_node(self, node: Node) -> None:
         """As a pre-empted machine ends: at once, with everything on it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -71,11 +72,12 @@ class FakeEngine:
 
 
 class DyingEngine(FakeEngine):
-    """Takes its whole process down when it is asked `die`."""
+    """Its process is killed when it is asked `die`, as the kernel does where memory runs out."""
 
     def answer_one(self, place, request):
+        time.sleep(0.1)  # others are in work beside it
         if request.prompt == "die":
-            os._exit(1)
+            os.kill(os.getpid(), signal.SIGKILL)
         return super().answer_one(place, request)
 
 
@@ -102,6 +104,10 @@ class SlowEngine(FakeEngine):
 
 def unusable_engine():
     raise ModelError("/models/x: weight lm_head has shape [1], the model wants [2]")
+
+
+def dying_engine():
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def broken_engine():

@@ -6,10 +6,10 @@ import ray
 from jobs.console import Display, run_command
 from pipeline import run_cluster
 from pipeline.config import ModelConfig
-from pipeline.config_load import load_config
+from pipeline.config_load import dump_config, load_config
 from pipeline.errors import ClusterError, UserError
-from pipeline.graph import _pool
 from pipeline.model_load import find_model
+from pipeline.pools import Pools, actor_pool, fitted, most
 from pipeline.progress import Progress
 from pipeline.run import _engine_loader
 from pipeline.run_cluster import choose_pools, cluster
@@ -29,7 +29,7 @@ def pools_of(monkeypatch):
 
 def test_two_cores_are_shared_by_two_decoders_and_the_model(pools_of):
     pools = pools_of({"CPU": 2})
-    assert (pools.cpus_per_actor, pools.gpus_per_answerer, pools.threads_per_answerer) == (0.5, 0.0, 1)
+    assert (pools.cpus_per_actor, pools.gpus_per_answerer, pools.threads_per_answerer) == (0.66, 0.0, 1)
 
 
 def test_a_gpu_is_used_where_there_is_one_unless_the_job_says_cpu(pools_of):
@@ -52,6 +52,11 @@ def test_an_actor_without_a_gpu_of_its_own_looks_for_none(pools_of):
 
 def test_answerers_share_the_cores_that_decoding_leaves(pools_of):
     assert pools_of({"CPU": 9}, "cluster.answerers=2").threads_per_answerer == 4
+    assert pools_of({"CPU": 9}, "cluster.answerers=[1, 4]").threads_per_answerer == 2
+
+
+def test_a_small_machine_has_room_for_the_most_that_may_come(pools_of):
+    assert pools_of({"CPU": 4}, "cluster.answerers=[1, 4]", "cluster.decoders=[2, 4]").cpus_per_actor == 0.5
 
 
 @pytest.mark.parametrize(
@@ -60,16 +65,66 @@ def test_answerers_share_the_cores_that_decoding_leaves(pools_of):
         ({"CPU": 2}, 5, 0.2, 0, 5),
         ({"CPU": 16}, 4, 1.0, 0, 4),
         ({"CPU": 16}, 32, 1.0, 0, 7),
-        ({"CPU": 64, "GPU": 2}, 4, 1.0, 1.0, 2),
-        ({"CPU": 64, "GPU": 1}, 4, 1.0, 0.25, 4),
-        ({"CPU": 64}, 4, 1.0, 1.0, 1),
+        ({"CPU": 64, "GPU": 2}, 4, 0.0, 1.0, 2),
+        ({"CPU": 64, "GPU": 1}, 4, 0.0, 0.25, 4),
+        ({"CPU": 64}, 4, 0.0, 1.0, 1),
         ({}, 8, 1.0, 0, 1),
+        ({"CPU": 16}, (2, 6), 1.0, 0, 2),
+        ({"CPU": 4}, (3, 6), 0.5, 0, 3),
+        ({"CPU": 4}, 2, 1.0, 0, 2),
+        ({"CPU": 9}, (5, 6), 1.0, 0, 4),
+        ({"CPU": 2}, (2, 6), 0.2, 0, 2),
+        ({"CPU": 64, "GPU": 1}, (2, 6), 0.0, 1.0, 1),
     ],
 )
 def test_a_pool_keeps_what_surely_fits_and_may_grow(monkeypatch, resources, size, cpus, gpus, initial):
     monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
-    pool = _pool(size, cpus, gpus)
-    assert (pool.min_size, pool.initial_size, pool.max_size) == (initial, initial, size)
+    pool = actor_pool(size, cpus, gpus)
+    assert (pool.min_size, pool.initial_size, pool.max_size) == (initial, initial, most(size))
+
+
+@pytest.mark.parametrize(
+    ("cores", "actors", "share"),
+    [(2, 3, 0.66), (2, 2, 1.0), (4, 3, 1.0), (4, 7, 0.57), (1, 3, 0.33), (64, 100, 1.0), (0, 3, 1.0)],
+)
+def test_actors_share_a_small_machine_and_take_a_core_each_on_a_large_one(monkeypatch, cores, actors, share):
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": cores})
+    pools = fitted(Pools(decoders=actors - 1, answerers=1, batch_size=8))
+    assert (pools.cpus_per_actor, pools.cpus_per_answerer) == (share, share)
+
+
+def test_an_answerer_with_a_gpu_takes_no_core_from_the_decoders(pools_of):
+    pools = pools_of({"CPU": 4, "GPU": 2}, "cluster.decoders=4", "cluster.answerers=2")
+    assert (pools.cpus_per_actor, pools.cpus_per_answerer, pools.gpus_per_answerer) == (1.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("cluster.decoders=[4, 2]", "cluster.decoders = a list is not allowed: 4 at least and 2 at most"),
+        (
+            "cluster.decoders=[0, 2]",
+            "cluster.decoders = a list is not allowed: processes that fetch and decode: a whole",
+        ),
+        ("cluster.answerers=[1, 2, 3]", "[fewest, most]"),
+        ("cluster.answerers=[1, two]", "[fewest, most]"),
+        ("cluster.answerers=yes", "a truth value is not a number"),
+        ("cluster.answerers=0", "a whole number from 1"),
+        ("cluster.batch_size=257", "from 1 to 256"),
+    ],
+)
+def test_what_a_pool_cannot_be_is_told_in_a_line(given, told):
+    with pytest.raises(UserError) as caught:
+        load_config(None, ["manifest=m", "output=o", given], "caption")
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_bounds_of_a_pool_survive_the_run_folder(tmp_path):
+    config = load_config(None, ["manifest=m", "output=o", "cluster.answerers=[1, 4]"], "caption")
+    assert config.cluster.answerers == (1, 4)
+    (tmp_path / "config.yaml").write_text(dump_config(config, "0" * 12))
+    assert load_config(tmp_path / "config.yaml").cluster == config.cluster
 
 
 @pytest.fixture
@@ -95,7 +150,7 @@ def test_a_cluster_that_does_not_answer_is_status_3(dead_address, tmp_path, writ
     manifest = write_manifest([{"uri": str(write_video(tmp_path / "a.mp4", frames=2))}])
     job.write_text(f"task: caption\nmanifest: {manifest}\noutput: {tmp_path}/out\n")
     assert run_command("caption", job, []) == 3
-    assert capfd.readouterr().err == f"error: no Ray cluster: nothing answers at {dead_address} (Connection refused)\n"
+    assert capfd.readouterr().err == f"error: nothing answers at {dead_address} (Connection refused)\n"
 
 
 def test_without_a_terminal_progress_is_plain_lines(monkeypatch, capfd):

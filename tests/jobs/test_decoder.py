@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import storage
+from pipeline import remote_file, storage
+from pipeline.attempts import BegunWork
 from pipeline.config import ModelConfig
 from pipeline.config_load import load_config
 from pipeline.frame_size import FixedSize
@@ -138,6 +139,7 @@ def test_what_is_not_on_s3_is_asked_for_once(s3_server, scratch, decoder):
 
 
 def test_a_server_that_stays_away_is_asked_as_often_as_the_job_allows(s3_server, monkeypatch):
+    monkeypatch.setattr(remote_file, "OUTAGE_S", 0.0)
     monkeypatch.setitem(storage._S3_CONFIG, "retries", {"mode": "standard", "total_max_attempts": 1})
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -145,6 +147,25 @@ def test_a_server_that_stays_away_is_asked_as_often_as_the_job_allows(s3_server,
     with closing(Decoder(Sampling(2), Limits(), retries=1)) as decoder:
         row = decoder(groups(group(f"s3://{BUCKET}/stages/a.mp4", [item("x")]))).to_pylist()[0]
     assert (row["error"]["stage"], row["error"]["code"], row["attempts"]) == ("fetch", "fetch_failed", 2)
+
+
+def test_a_video_that_decoders_died_of_is_given_up(tmp_path):
+    asked = groups(group(write_video(tmp_path / "a.mp4"), [item("x")]))
+    work = f"decode {asked['shard'][0]} {asked['group'][0]}"
+    count = BegunWork()
+    for _ in range(2):
+        count.begin(work, alone=True)
+    with closing(Decoder(Sampling(2), Limits(), retries=2, attempts=count)) as decoder:
+        row = decoder(asked).to_pylist()[0]
+        assert (row["error"], row["attempts"]) == (None, 3)
+    with closing(Decoder(Sampling(2), Limits(), retries=2, attempts=count)) as decoder:
+        row = decoder(asked).to_pylist()[0]
+    assert row["error"] == {
+        "stage": "decode",
+        "code": "worker_died",
+        "message": "the process that worked on it died 3 times",
+    }
+    assert (row["attempts"], row["pixels"]) == (3, None)
 
 
 def test_two_videos_may_be_in_work_at_once(tmp_path, decoder):

@@ -18,7 +18,14 @@ from pipeline.progress import Progress
 from pipeline.results import RESULT_COLUMNS
 from pipeline.run import run_job
 from pipeline.stages import VIDEOS_AT_ONCE
-from tests.jobs.engines import DyingEngine, OnceDyingEngine, SlowEngine, broken_engine, unusable_engine
+from tests.jobs.engines import (
+    DyingEngine,
+    OnceDyingEngine,
+    SlowEngine,
+    broken_engine,
+    dying_engine,
+    unusable_engine,
+)
 from tests.video.samples import write_bad_files, write_video
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -164,10 +171,27 @@ def test_a_graph_that_breaks_leaves_its_shards_open(job, results, summary_on_dis
     assert (summary["exit_status"], summary["rows"], summary["manifest_rows"]) == (3, 1, 2)
 
 
-def test_a_row_that_kills_its_worker_ends_the_run_after_the_allowed_retries(job, summary_on_disk, tmp_path):
-    rows = [{"uri": str(write_video(tmp_path / "a.mp4")), "question": "die"}]
-    with pytest.raises(ClusterError, match="the graph stopped"):
-        job(rows, "failures.retries=1", load=DyingEngine)
+def test_a_row_that_kills_its_worker_costs_no_other(job, results, tmp_path):
+    questions = ["q0", "q1", "die", "q3", "q4", "q5"]
+    rows = [
+        {"uri": str(write_video(tmp_path / f"{n}.mp4", frames=4)), "question": question}
+        for n, question in enumerate(questions)
+    ]
+    summary = job(rows, "cluster.batch_size=3", "failures.retries=1", load=DyingEngine)
+    assert (summary.exit_status, summary.ok, summary.error_codes) == (1, 5, {"worker_died": 1})
+    told = {row["prompt"]: (row["error_stage"], row["error_code"], row["answer"]) for row in results()}
+    answered = {question: (None, None, f"answer to {question}") for question in questions}
+    assert told == answered | {"die": ("generate", "worker_died", None)}
+    [given_up] = [row for row in results() if row["status"] == "error"]
+    assert (given_up["attempts"], given_up["frames"], given_up["codec"]) == (2, None, "h264")
+    assert given_up["error_message"] == "the process that worked on it died 2 times"
+    assert {row["attempts"] for row in results()} == {1, 2}
+
+
+def test_a_model_that_kills_whoever_loads_it_ends_the_run(job, summary_on_disk, tmp_path):
+    rows = [{"uri": str(write_video(tmp_path / "a.mp4")), "question": "q"}]
+    with pytest.raises(ClusterError, match="the process that loads the model died 3 times while it did so"):
+        job(rows, load=dying_engine)
     assert summary_on_disk()["exit_status"] == 3
 
 

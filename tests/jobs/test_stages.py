@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 import pyarrow as pa
 import pytest
 
+from pipeline.attempts import BegunWork
 from pipeline.config_load import load_config
 from pipeline.engine import VideoLLM
 from pipeline.stages import Answerer
@@ -38,7 +39,7 @@ def test_every_item_of_every_video_gets_its_row(decoded):
     assert [(row["item_id"], row["status"], row["answer"]) for row in rows] == [
         (name, "ok", f"answer to about {name}") for name in ("a1", "a2", "a3", "b1")
     ]
-    assert engine.rounds == [4]
+    assert engine.rounds == [3, 1]  # a call for each video: in the pipeline each comes by itself
     assert [row["frames"] for row in rows] == [4, 4, 4, 2]
     assert {row["model"] for row in rows} == {"fake"}
     assert {row["shard"] for row in rows} == {"shard-00000"}
@@ -115,12 +116,26 @@ def test_a_request_that_cannot_be_answered_costs_no_other(decoded):
         "a1": ("ok", None, 1),
         "a2": ("error", "generate_failed", 2),
         "a3": ("ok", None, 2),
-        "b1": ("ok", None, 2),
+        "b1": ("ok", None, 1),
     }
     message = next(row["error_message"] for row in rows if row["item_id"] == "a2")
     assert message.startswith("RuntimeError: poisoned")
     assert "abcdefgh1234" not in message
     assert "\n" not in message
+
+
+def test_a_video_that_processes_died_of_is_given_up_with_all_its_rows(decoded):
+    died_twice, died_once = (f"generate {row['shard']} {row['group']}" for row in decoded.to_pylist())
+    count = BegunWork()
+    for work, deaths in ((died_twice, 2), (died_once, 1)):
+        for _ in range(deaths):
+            count.begin(work, alone=True)
+    stage = Answerer(FakeEngine, PruningConfig(), SAMPLING, retries=1, attempts=count)
+    rows = unpack_answers(stage(decoded))
+    told = {row["item_id"]: (row["error_stage"], row["error_code"], row["attempts"]) for row in rows}
+    given_up = ("generate", "worker_died", 2)
+    assert told == {"a1": given_up, "a2": given_up, "a3": given_up, "b1": (None, None, 2)}
+    assert {row["error_message"] for row in rows} == {None, "the process that worked on it died 2 times"}
 
 
 def test_a_prompt_that_is_too_long_is_named_so(decoded):

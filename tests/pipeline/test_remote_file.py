@@ -176,12 +176,30 @@ def test_a_server_that_falls_silent_is_not_waited_for_for_ever(server, tmp_path,
 
 
 @pytest.mark.parametrize("fault", [503, "short", "reset"])
-def test_what_does_not_pass_fails_the_row(server, tmp_path, fault):
+def test_what_does_not_pass_fails_the_row(server, tmp_path, fault, monkeypatch):
+    monkeypatch.setattr(remote_file, "OUTAGE_S", 0.0)
     with open_remote(tmp_path) as file:
         assert file.size == 3 * MIB
         server.faults = [fault] * 3
         assert failure_of(file, (MIB, MIB + 10)) == "fetch_failed"
         assert file.attempts == 3
+
+
+def test_a_storage_that_is_away_is_waited_for(server, tmp_path):
+    with open_remote(tmp_path, retries=1) as file:
+        assert file.size == 3 * MIB
+        server.faults = [503] * 4  # two rounds of tries
+        file.fetch([(MIB, MIB + 10)])
+        assert file.attempts == 5
+
+
+@pytest.mark.parametrize("fault", [429, "short", "reset"])
+def test_what_is_no_outage_is_not_waited_for(server, tmp_path, fault):
+    with open_remote(tmp_path, retries=1) as file:
+        assert file.size == 3 * MIB
+        server.faults = [fault] * 4
+        assert failure_of(file, (MIB, MIB + 10)) == "fetch_failed"
+        assert len(server.requests) == 3
 
 
 def test_a_refusal_is_final(server, tmp_path):
