@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +16,11 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.config import Task
 from pipeline.config_load import load_config
@@ -36,6 +37,7 @@ _EXIT_STATUS = (
 )
 INTERRUPTED = 130  # as a shell reports a process that Ctrl-C ended
 _LINE_INTERVAL_S = 5.0
+_OF_ANSWERING = ("vision_ms", "prune_ms", "prefill_ms", "generate_ms")
 _PHASES = {
     "fetch": "fetching the model",
     "wait": "waiting",
@@ -131,6 +133,18 @@ def complain(message: str) -> None:
         print(f"error: {line}", file=sys.stderr)
 
 
+class _BarsAndLoad(Bars):
+    """Bars, and below them a line that tells how busy the workers are."""
+
+    load = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """What rich draws, from top to bottom."""
+        yield from super().get_renderables()
+        if self.load:
+            yield Text(self.load, style="dim")
+
+
 class Display(AbstractContextManager["Display"]):
     """Shows a run's progress on stderr: bars on a terminal, else a plain line every few seconds, as for job logs."""
 
@@ -138,7 +152,7 @@ class Display(AbstractContextManager["Display"]):
         """Nothing is shown before the block is entered."""
         self._latest: Progress | None = None
         self._started = time.monotonic()
-        self._bars: Bars | None = None
+        self._bars: _BarsAndLoad | None = None
         self._ended = threading.Event()
         self._lines = threading.Thread(target=self._print_lines, daemon=True)
 
@@ -146,7 +160,7 @@ class Display(AbstractContextManager["Display"]):
         """Begin to show."""
         console = Console(stderr=True)
         if console.is_terminal:
-            self._bars = Bars(
+            self._bars = _BarsAndLoad(
                 SpinnerColumn(),
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -168,6 +182,7 @@ class Display(AbstractContextManager["Display"]):
         if progress.note:
             self._tell(progress.note)
         if self._bars is not None:
+            self._bars.load = ", ".join(_load(progress))
             self._bars.update(
                 self._bars.task_ids[0],
                 description=_PHASES[progress.phase],
@@ -191,7 +206,8 @@ class Display(AbstractContextManager["Display"]):
 
     def _line(self, now: Progress) -> str:
         rows = f" {now.rows} of {now.total} rows" if now.total else ""
-        return ", ".join([_PHASES[now.phase] + rows, *_details(now), f"{time.monotonic() - self._started:.0f} s"])
+        elapsed = f"{time.monotonic() - self._started:.0f} s"
+        return ", ".join([_PHASES[now.phase] + rows, *_details(now), *_load(now), elapsed])
 
     def _tell(self, note: str) -> None:
         if self._bars is not None:
@@ -207,6 +223,16 @@ def _details(now: Progress) -> list[str]:
         told.append(f"{now.rows_per_s:.2g} rows/s" if now.rows_per_s < 10 else f"{now.rows_per_s:,.0f} rows/s")
     if now.remaining_s:
         told.append(f"about {_duration(now.remaining_s)} left")
+    return told
+
+
+def _load(now: Progress) -> list[str]:
+    """How busy the workers are and which stage limits them, as far as it is known."""
+    told = []
+    if now.decoders_busy is not None and now.answerers_busy is not None:
+        told += [f"decoders {now.decoders_busy * 100:.0f} % busy", f"answerers {now.answerers_busy * 100:.0f} %"]
+    if now.limited_by:
+        told.append(f"limited by {now.limited_by}")
     return told
 
 
@@ -235,6 +261,9 @@ def summary_rows(summary: RunSummary) -> list[tuple[str, str]]:
     busy_s = sum(summary.stage_ms.values()) / 1e3
     shares = [f"{name.removesuffix('_ms')} {ms / busy_s / 10:.0f} %" for name, ms in summary.stage_ms.items() if busy_s]
     starting_s = summary.elapsed_s - (summary.working_s or 0.0)
+    decoding_s = summary.stage_ms["decode_ms"] / 1e3
+    answering_s = sum(summary.stage_ms[stage] for stage in _OF_ANSWERING) / 1e3
+    working_s = summary.working_s or math.inf
     failed = f"{summary.errors} ({_codes(summary)})" if summary.errors else "0"
     return [
         ("videos", f"{summary.videos:,}"),
@@ -244,6 +273,7 @@ def summary_rows(summary: RunSummary) -> list[tuple[str, str]]:
         ("video tokens", f"{summary.video_tokens:,} in → {summary.kept_tokens:,} kept"),
         ("mean retention", f"{_or_none(summary.retention_mean, '{:.3f}')} (asked {summary.retention_requested:g})"),
         ("busy", f"{busy_s:,.1f} s" + (f": {', '.join(shares)}" if shares else "")),
+        ("at work", f"{decoding_s / working_s:.2g} decoders and {answering_s / working_s:.2g} answerers, on average"),
         ("waiting", f"{summary.wait_ms / max(1, summary.rows) / 1e3:,.1f} s a row from decoder to model"),
         ("took", f"{summary.elapsed_s:,.1f} s, {starting_s:,.1f} s of it starting and stopping"),
     ]

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol
 
 from pipeline.errors import ERROR_CODES, RowError
+from pipeline.metrics import request_gauge
 
 if TYPE_CHECKING:
     from pipeline.engine import Answer, Failure, ModelInfo, Request
@@ -58,6 +59,7 @@ class AnswerStream:
         """Nothing runs before the first call."""
         self._engine = engine
         self._pruning = pruning
+        self._tell_load = request_gauge()
         self._lock = threading.Lock()  # of what follows
         self._waiting: deque[_Asked] = deque()
         self._is_running = False
@@ -76,6 +78,7 @@ class AnswerStream:
         while True:
             with self._lock:
                 if not self._waiting:
+                    self._tell_load(0, 0)
                     self._is_running = False
                     return
                 first = self._waiting.popleft()
@@ -108,6 +111,7 @@ class AnswerStream:
                 number += 1
                 yield item.request
             with self._lock:
+                self._tell_load(len(self._waiting), len(taken))
                 item = self._waiting.popleft() if self._waiting else None
 
     def _answer_alone(self, request: Request) -> Answer | RowError:

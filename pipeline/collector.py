@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from pipeline.errors import ERROR_CODES
 from pipeline.lease import LeaseLost
+from pipeline.metrics import Outcome
 from pipeline.patience import patiently
 from pipeline.results import Committed, commit_shard
 from pipeline.run_record import Plan, Shard
@@ -15,6 +18,7 @@ class Collector:
     """Gathers rows by shard and commits each shard when its last row is there.
 
     `rows` and `failed` count what has come in, refused rows included; `total` is what is to come in.
+    `outcomes` counts by outcome, and refused rows, of which only their file tells why, once that is committed.
     """
 
     def __init__(self, tasks: Iterable[tuple[Plan, Shard]], before_write: Callable[[], None] | None = None) -> None:
@@ -26,6 +30,7 @@ class Collector:
         self.total = sum(shard.rows for shard in shards)
         self.refused = sum(shard.refused for shard in shards)
         self.rows = self.failed = self.refused
+        self.outcomes: Counter[Outcome] = Counter()
 
     @property
     def in_flight(self) -> bool:
@@ -50,6 +55,7 @@ class Collector:
             arrived[row["item_id"]] = row
             self.rows += 1
             self.failed += row["status"] == "error"
+            self.outcomes[row["status"], row.get("error_stage") or "", row.get("error_code") or ""] += 1
             shard = self._open[name][1]
             if len(arrived) == shard.rows - shard.refused:
                 yield self._commit(name)
@@ -67,9 +73,14 @@ class Collector:
             missing = shard.rows - shard.refused - len(self._arrived.get(name, {}))
             self.rows += missing
             self.failed += missing
+            self.outcomes["error", "generate", "lost"] += missing
             yield self._commit(name)
 
     def _commit(self, name: str) -> Committed:
         plan, shard = self._open.pop(name)
         rows = self._arrived.pop(name, {}).values()
-        return patiently(lambda: commit_shard(plan, shard, rows, self._before_write), final=(LeaseLost,))
+        file = patiently(lambda: commit_shard(plan, shard, rows, self._before_write), final=(LeaseLost,))
+        for code, count in file.error_codes.items() if shard.refused else ():
+            if ERROR_CODES[code][0] == "manifest":
+                self.outcomes["error", "manifest", code] += count
+        return file
