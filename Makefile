@@ -74,9 +74,10 @@ lmms: $(LMMS_READY)
 test: lint
 	$(PY) -m pytest
 
-# Every hostile file of the corpus, thousands of videos through one reader: what takes too long for each change.
+# Every fault at every moment, every hostile file, large sizes: what takes too long for each change. Started again on the
+# same commit it goes on with what has not passed.
 soak: $(READY)
-	$(PY) -m pytest -m soak
+	$(PY) -m pytest -m soak --soak-record tests/soak.json
 
 lint: $(READY)
 	$(PY) -m ruff check .

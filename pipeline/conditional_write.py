@@ -25,7 +25,7 @@ from fsspec.asyn import sync
 from s3fs.errors import translate_boto_error
 
 from pipeline.errors import UserError
-from pipeline.storage import filesystem_for, job_errors, local_path
+from pipeline.storage import filesystem_for, job_errors, local_path, write_atomic
 
 if TYPE_CHECKING:
     from s3fs import S3FileSystem
@@ -79,6 +79,18 @@ def write_if_version(uri: str, data: bytes, version: str | None, timeout_s: floa
             if status == 501:
                 raise UserError(f"cannot write {uri}: the storage does not know conditional writes") from error
             raise translate_boto_error(error) from error
+
+
+def replace_whole(uri: str, data: bytes, version: str | None, timeout_s: float) -> None:
+    """Write a file that many read, so that they see all of it or nothing; on S3 only in the place of `version`.
+
+    There the client repeats a request, and it may arrive long after it was made. A local write ends with its process,
+    right behind whatever check came before it, and replaces any version.
+    """
+    if local_path(uri) is not None:
+        write_atomic(uri, data)
+    else:
+        write_if_version(uri, data, version, timeout_s)
 
 
 async def _get(filesystem: S3FileSystem, place: dict[str, str]) -> VersionedFile | None:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pipeline.config import Task
 from pipeline.errors import UserError
 from pipeline.item_ids import ID_ARRAY, KnownItems, from_texts
-from pipeline.listing import list_files, list_folders
+from pipeline.listing import list_below, list_folders
 from pipeline.results import result_uri
 from pipeline.run_record import Plan, Shard, plan_of, planned_ids, read_record
 from pipeline.storage import absolute, join, read_bytes
@@ -49,11 +49,13 @@ class RunRecord:
 class Ledger:
     """The runs of one output that ask the same, oldest first.
 
-    `strays` are result files there whose run has no plan, as after someone removed its folder.
+    `strays` are result files there whose run has no plan, as after someone removed its folder;
+    `unbegun` names the folders of runs that have no plan (yet), whatever they were to ask.
     """
 
     runs: tuple[RunRecord, ...]
     strays: tuple[str, ...]
+    unbegun: tuple[str, ...] = ()
 
     @property
     def next_shard(self) -> int:
@@ -99,7 +101,8 @@ def read_ledger(output: str, fingerprint: str, task: Task) -> Ledger:
         plans = list(readers.map(lambda record: plan_of(output, record), same))
     begun = {record["run_id"] for record in told}
     committed, strays = _match(output, plans, begun)
-    return Ledger(tuple(RunRecord(plan, frozenset(committed[plan.run_id])) for plan in plans), tuple(strays))
+    runs = tuple(RunRecord(plan, frozenset(committed[plan.run_id])) for plan in plans)
+    return Ledger(runs, tuple(strays), tuple(run_id for run_id in run_ids if run_id not in begun))
 
 
 def failed_items(plan: Plan, shard: Shard, codes: Collection[str] | None = None) -> KnownItems:
@@ -133,7 +136,7 @@ def _match(output: str, plans: list[Plan], begun: Collection[str]) -> tuple[dict
 
 
 def _result_files(output: str) -> Iterator[str]:
-    return (uri for uri in list_files(join(output, "results")) if uri.endswith(".parquet"))
+    return (uri for uri in list_below(join(output, "results")) if uri.endswith(".parquet"))
 
 
 def _place(uri: str) -> str:

@@ -24,6 +24,13 @@ def is_glob(uri: str) -> bool:
     return _MAGIC.search(uri) is not None
 
 
+def would_list(uri: str, name: str) -> bool:
+    """Whether `list_files` of a folder or a glob yields the file `name` once that is there; both are absolute."""
+    if not is_glob(uri):
+        return name.startswith(uri.rstrip("/") + "/")
+    return re.match(glob_translate(uri), name) is not None
+
+
 def list_files(uri: str) -> Iterator[str]:
     """The files below a folder, at any depth, or those that a glob matches (`**` crosses folders).
 
@@ -31,6 +38,11 @@ def list_files(uri: str) -> Iterator[str]:
     a dot. Raises UserError or ClusterError where the storage cannot be listed.
     """
     return (name for name, _ in _list(uri))
+
+
+def list_below(folder: str) -> Iterator[str]:
+    """The files of `list_files` below a folder, whose name may hold what a glob would take for a wildcard."""
+    return (name for name, _ in _walk(folder))
 
 
 def list_stamped(uri: str) -> Iterator[tuple[str, str]]:

@@ -9,6 +9,7 @@ the batch at hand.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice, takewhile
@@ -17,14 +18,14 @@ from pathlib import Path, PurePosixPath
 import pyarrow as pa
 
 from pipeline.errors import UserError, one_line
-from pipeline.listing import is_glob, list_files
+from pipeline.listing import is_glob, list_files, would_list
 from pipeline.manifest_batches import BATCH_ROWS, Batch, BatchSource, is_unicode
 from pipeline.manifest_clean import without_secrets_in_texts
 from pipeline.manifest_lines import problem
 from pipeline.manifest_parquet import open_parquet
 from pipeline.manifest_parts import chained
 from pipeline.manifest_text import open_csv, open_jsonl
-from pipeline.storage import absolute, check_readable, exists, is_folder, local_copy, parent
+from pipeline.storage import absolute, check_readable, exists, is_folder, join, local_copy, local_path, parent
 
 VIDEO_EXTENSIONS = frozenset(
     (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".m2ts", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ogv")
@@ -48,6 +49,16 @@ def check_manifest(uri: str) -> None:
         check_readable(uri)
     else:
         _check_listing(uri)
+
+
+def check_apart(uri: str, output: str) -> None:
+    """Raise UserError where the files of a run on `output` would be taken for part of the manifest by the next one."""
+    if _is_file(uri):
+        return
+    manifest, output = (os.path.realpath(path) if (path := local_path(place)) else place for place in (uri, output))
+    for name in ("results/run_date=2026-11-22/run-shard-00000.parquet", "runs/run/manifest/shard-00000.parquet"):
+        if would_list(manifest, join(output, name)):
+            raise UserError(f"the output {output} lies in the manifest {manifest}: its files would become rows")
 
 
 def open_manifest(uri: str, scratch: Path) -> Manifest:

@@ -27,7 +27,7 @@ from pipeline.config import JobConfig
 from pipeline.config_load import dump_config
 from pipeline.errors import UserError
 from pipeline.item_ids import KnownItems, as_texts, from_texts
-from pipeline.manifest import open_manifest
+from pipeline.manifest import check_apart, open_manifest
 from pipeline.manifest_identity import manifest_identity
 from pipeline.manifest_rows import read_columns
 from pipeline.result_schema import carried_fields, result_schema
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from pipeline.ledger import Ledger
 
 _LONGEST_SHARD = 65_536  # rows: one video with more questions than this is cut, and decoded once for each piece
+_LARGEST_SHARD = 64 * 2**20  # bytes of rows, if there are several groups: who reads or writes a shard holds all of it
 _WRITERS = 8  # shards written at once: on an object store each waits for an answer, on a disk for the flush
 WORK_COLUMNS: tuple[str, ...] = ("item_id", "shard", *(field.name for field in ROW_FIELDS))
 """The columns of a manifest shard that the graph reads; besides them there is only `carried`."""
@@ -62,9 +63,10 @@ def plan_run(
     Rows that `earlier` runs have taken on are left out: None where no row is left, and then nothing
     is written. `now` dates the result files (UTC). `before_write` is called right before the run
     begins to exist, and raises where it must not: its rows may be another's by now. Raises UserError
-    for a manifest that is missing, empty or unreadable, and where the output cannot be written;
-    ClusterError where storage is unreachable.
+    for a manifest that is missing, empty, unreadable or would hold the output's files, and where the
+    output cannot be written; ClusterError where storage is unreachable.
     """
+    check_apart(config.manifest, config.output)
     identity = manifest_identity(config.manifest)
     if earlier is not None and earlier.has_planned(identity):
         return None
@@ -79,7 +81,7 @@ def plan_run(
         write_atomic(join(run_folder(output, run_id), "config.yaml"), dump_config(config, fingerprint).encode())
         wanted = config.cluster.rows_per_shard
         longest = suitable_rows_per_shard(len(order)) if wanted == "auto" else wanted
-        pieces = (order[begin:end] for begin, end in cut(ends, longest))
+        pieces = (order[begin:end] for begin, end in cut(ends, longest, staged.sizes[order]))
         first = earlier.next_shard if earlier is not None else 0
         plan = Plan(
             run_id=run_id,
@@ -129,15 +131,23 @@ def suitable_rows_per_shard(rows: int) -> int:
     return min(4096, max(64, 2 ** math.ceil(math.log2(max(1, rows) / 256))))
 
 
-def cut(ends: Sequence[int], rows_per_shard: int, longest: int = _LONGEST_SHARD) -> Iterator[tuple[int, int]]:
-    """Where shards begin and end, given where the groups end.
+def cut(
+    ends: Sequence[int],
+    rows_per_shard: int,
+    sizes: np.ndarray,
+    longest: int = _LONGEST_SHARD,
+    largest: int = _LARGEST_SHARD,
+) -> Iterator[tuple[int, int]]:
+    """Where shards begin and end, given where the groups end and the bytes of each row (`sizes`, int [rows]).
 
-    A shard takes whole groups up to `rows_per_shard` rows; a larger group gets one for itself,
-    or several where it has more than `longest` rows.
+    A shard takes whole groups up to `rows_per_shard` rows and `largest` bytes. A group that is more than
+    that gets a shard for itself, or several where it has more than `longest` rows.
     """
+    bytes_before = np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)))
     begin = last = 0
     for end in map(int, ends):
-        if end - begin > rows_per_shard and last > begin:
+        is_full = end - begin > rows_per_shard or bytes_before[end] - bytes_before[begin] > largest
+        if is_full and last > begin:
             yield begin, last
             begin = last
         while end - begin > max(longest, rows_per_shard):

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.errors import RowError
+from pipeline.conditional_write import VersionConflict, read_versioned, replace_whole
+from pipeline.errors import ClusterError, RowError, UserError
 from pipeline.prompts import parse_option
 from pipeline.result_schema import (
     RESULT_COLUMNS,
@@ -24,7 +25,7 @@ from pipeline.result_schema import (
     carried_fields,
     result_schema,
 )
-from pipeline.storage import join, read_bytes, write_atomic
+from pipeline.storage import join, read_bytes
 
 if TYPE_CHECKING:
     from pipeline.run_record import Plan, Shard
@@ -46,6 +47,7 @@ __all__ = [
     "result_uri",
 ]
 
+_REQUEST_S = 120.0  # for one result file, the client's own retries included
 _FROM_MANIFEST = ("item_id", "video_id", "uri", "prompt")
 
 
@@ -88,8 +90,10 @@ def commit_shard(
     at the manifest stage become their error rows, and rows without a result become error rows with
     code `lost`. Of two results of one item the first stays. The rows of a partial shard take the
     places of the earlier ones in the file that is there. `before_write` is called when nothing is
-    left to do but to write. Raises ValueError for an item or a column that is not the shard's,
-    UserError or ClusterError where the file cannot be written.
+    left to do but to write, and raises where another run may have the output. On S3 only the file that
+    was seen before that call is replaced: a write that arrives late finds a newer one and fails. Raises
+    ValueError for an item or a column that is not the shard's, UserError or ClusterError where the file
+    cannot be written.
     """
     items = pq.read_table(io.BytesIO(read_bytes(shard.uri)))
     items = items.take(pc.sort_indices(items, sort_keys=[("video_id", "ascending"), ("row", "ascending")]))
@@ -99,16 +103,27 @@ def commit_shard(
         found.get(item_id) or _unanswered(item_id, *refusal)
         for item_id, refusal in zip(items["item_id"].to_pylist(), refusals, strict=True)
     ]
-    table = _table(plan, items, complete)
-    if shard.partial:
-        table = _replaced(read_results(plan, shard), table)
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    if before_write is not None:
-        before_write()
+    answers = _table(plan, items, complete)
     uri = result_uri(plan, shard)
-    write_atomic(uri, sink.getvalue())
-    return describe(plan, shard, table)
+    found = read_versioned(uri, _REQUEST_S) if shard.partial else None
+    if shard.partial and found is None:
+        raise UserError(f"cannot read {uri}: not found")
+    while True:
+        table = _replaced(_in_schema(plan, found.data), answers) if shard.partial and found else answers
+        sink = io.BytesIO()
+        pq.write_table(table, sink, compression="zstd")
+        if before_write is not None:
+            before_write()
+        seen = found
+        try:
+            replace_whole(uri, sink.getvalue(), seen and seen.version, _REQUEST_S)
+            return describe(plan, shard, table)
+        except VersionConflict:
+            found = read_versioned(uri, _REQUEST_S)
+        if found is not None and found.data == sink.getvalue():  # it was written, and only the answer was lost
+            return describe(plan, shard, table)
+        if (found and found.version) == (seen and seen.version):
+            raise ClusterError(f"cannot write {uri}: the storage reports a conflict where there is none")
 
 
 def describe(plan: Plan, shard: Shard, table: pa.Table) -> Committed:
@@ -122,7 +137,11 @@ def describe(plan: Plan, shard: Shard, table: pa.Table) -> Committed:
 
 def read_results(plan: Plan, shard: Shard) -> pa.Table:
     """The rows of a committed shard in the run's schema: a column that an older version did not write is null."""
-    stored = pq.read_table(io.BytesIO(read_bytes(result_uri(plan, shard))))
+    return _in_schema(plan, read_bytes(result_uri(plan, shard)))
+
+
+def _in_schema(plan: Plan, data: bytes) -> pa.Table:
+    stored = pq.read_table(io.BytesIO(data))
     columns = [
         stored[field.name] if field.name in stored.column_names else pa.nulls(stored.num_rows, field.type)
         for field in plan.schema

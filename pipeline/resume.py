@@ -15,7 +15,7 @@ from pipeline.errors import ERROR_CODES, UserError
 from pipeline.item_ids import KnownItems
 from pipeline.ledger import Ledger, RunRecord, failed_items, read_ledger
 from pipeline.plan import make_run_id, manifest_items, plan_run, subset_shard
-from pipeline.run_record import Plan, Shard
+from pipeline.run_record import Plan, Shard, give_up
 from pipeline.summary_files import SummaryFiles, read_summary
 
 _READERS = 16  # small files of an object store are read at once: each takes a round trip and little else
@@ -65,13 +65,24 @@ class Work:
             failed=max(0, summaries.errors(plans) - again),
         )
 
+    def share_of_budget(self, summaries: SummaryFiles) -> tuple[float, float]:
+        """How much of the job's budget is for these tasks, and how many seconds of that earlier starts have spent.
+
+        A run that was broken off goes on with what it has left; rows that are answered again get their share anew.
+        """
+        plans = {plan.run_id: plan for plan, _ in self.tasks}
+        if any(shard.partial for _, shard in self.tasks):
+            to_do = sum(shard.rows for _, shard in self.tasks)
+            return to_do / sum(plan.rows for plan in plans.values()), 0.0
+        return 1.0, summaries.earlier_s(plans)
+
 
 def find_work(config: JobConfig, fingerprint: str, now: datetime, redo: Redo | None, check: Callable[[], None]) -> Work:
     """Take stock of the output, and plan what of the manifest no run has taken on yet.
 
     To be called under the output's lease, which `check` confirms. Raises what `plan_run` does.
     """
-    ledger = read_ledger(config.output, fingerprint, config.task)
+    ledger = _settled_ledger(config, fingerprint)
     tasks = [(run.plan, shard) for run in ledger.runs for shard in run.open]
     if redo is not None:
         tasks += _again(config, fingerprint, ledger, redo)
@@ -89,6 +100,14 @@ def find_work(config: JobConfig, fingerprint: str, now: datetime, redo: Redo | N
             if run.plan.run_id in touched or summary is None or summary.exit_status is None
         )
     return Work(tuple(tasks), chosen, plan, runs[-1])
+
+
+def _settled_ledger(config: JobConfig, fingerprint: str) -> Ledger:
+    """What the output holds, and no run can begin there any more but ours."""
+    while True:
+        ledger = read_ledger(config.output, fingerprint, config.task)
+        if all(give_up(config.output, run_id) for run_id in ledger.unbegun):
+            return ledger
 
 
 def _again(config: JobConfig, fingerprint: str, ledger: Ledger, redo: Redo) -> Iterator[tuple[Plan, Shard]]:

@@ -1,7 +1,8 @@
 """What is kept of a run, so that any later one can take it up: its plan, as plan.json in the run folder.
 
 plan.json is written last, when every manifest shard is there: a folder without one is of a run
-that never began, and nothing was committed for it.
+that never began, and nothing was committed for it. Who plans anew gives up such folders first: a
+driver that was taken for dead while it planned cannot begin its run any more, on the same rows.
 """
 
 from __future__ import annotations
@@ -15,14 +16,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.conditional_write import VersionConflict, replace_whole
 from pipeline.config import Task
-from pipeline.errors import UserError
+from pipeline.errors import ClusterError, UserError
 from pipeline.item_ids import ID_ARRAY
 from pipeline.provenance import code_version
 from pipeline.result_schema import result_schema
 from pipeline.storage import absolute, join, read_bytes, write_atomic
 
 _FORMAT = 1
+_GIVEN_UP = json.dumps({"format": _FORMAT, "given_up": True}).encode()
+_REQUEST_S = 60.0  # for plan.json, the client's own retries included
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ def run_facts(run_id: str, task: Task, fingerprint: str, pruning_method: str) ->
 def write_plan(plan: Plan, manifest: str, ids: np.ndarray) -> None:
     """Record that a run is planned: its items (ID_ARRAY [rows]), then plan.json, with which it has begun.
 
-    `manifest` is the manifest's uri, for whoever reads the file.
+    `manifest` is the manifest's uri, for whoever reads the file. ClusterError where the run was given up meanwhile.
     """
     write_atomic(join(plan.folder, "item_ids.bin"), ids.tobytes())
     told = {
@@ -121,12 +125,37 @@ def write_plan(plan: Plan, manifest: str, ids: np.ndarray) -> None:
             for shard in plan.shards
         ],
     }
-    write_atomic(join(plan.folder, "plan.json"), (json.dumps(told, indent=1) + "\n").encode())
+    _begin(plan.output, plan.run_id, (json.dumps(told, indent=1) + "\n").encode())
+
+
+def _begin(output: str, run_id: str, data: bytes) -> None:
+    uri = _plan_uri(output, run_id)
+    try:
+        replace_whole(uri, data, None, _REQUEST_S)
+    except VersionConflict:
+        if read_bytes(uri) != data:  # or it was written, and only the answer was lost
+            raise ClusterError(f"the run {run_id} was given up by another start, which has the output now") from None
+
+
+def give_up(output: str, run_id: str) -> bool:
+    """See to it that a run which has not begun never will; False where it has begun after all.
+
+    For the holder of the output's lease, whose own run is another.
+    """
+    try:
+        replace_whole(_plan_uri(output, run_id), _GIVEN_UP, None, _REQUEST_S)
+    except VersionConflict:
+        return read_record(output, run_id) is None
+    return True
+
+
+def _plan_uri(output: str, run_id: str) -> str:
+    return join(run_folder(output, run_id), "plan.json")
 
 
 def read_record(output: str, run_id: str) -> dict[str, Any] | None:
     """The content of a run's plan.json; None for a run that never began. UserError where it is not one of ours."""
-    uri = join(run_folder(output, run_id), "plan.json")
+    uri = _plan_uri(output, run_id)
     try:
         data = read_bytes(uri)
     except UserError as error:
@@ -140,7 +169,7 @@ def read_record(output: str, run_id: str) -> dict[str, Any] | None:
         raise UserError(f"{uri} is not the plan of a run") from None
     if not known:
         raise UserError(f"{uri} was written by another version of this program: use that one, or another output")
-    return told
+    return None if told.get("given_up") else told
 
 
 def load_plan(output: str, run_id: str) -> Plan:

@@ -1,7 +1,8 @@
 """Checked manifest rows on the local disk, in manifest order, readable in any order.
 
 The plan must bring together the rows of one video wherever they stand in the manifest. It keeps
-some 50 bytes a row in memory (what they are named by, and `order`) and the rows in one Arrow file.
+some 50 bytes a row in memory (what they are named by, `order` and their sizes) and the rows in one
+Arrow file.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.config import Task
 from pipeline.item_ids import ID_ARRAY, item_ids
@@ -23,6 +25,7 @@ from pipeline.manifest_rows import PlannedRow, Unreadable, plan_row, read_column
 
 _STAGED_ROWS = 8192  # rows of a batch in the Arrow file, fewer where they are long
 _STAGED_BYTES = 16 * 2**20
+_OWN_LENGTH = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
 TEXT, INT, FLOAT = pa.string(), pa.int64(), pa.float64()
 ROW_FIELDS: tuple[pa.Field, ...] = tuple(
     pa.field(name, kind)
@@ -58,15 +61,18 @@ class Asking:
 class StagedRows:
     """The rows of a manifest after `stage`: `len()`, `ids`, `order()` and `take()`.
 
-    `ids` are their item_ids: ID_ARRAY [rows] in manifest order.
+    `ids` are their item_ids, ID_ARRAY [rows], and `sizes` the bytes of each, uint32 [rows], in manifest order.
     """
 
-    def __init__(self, path: Path, lengths: Sequence[int], groups: np.ndarray, ids: np.ndarray) -> None:
+    def __init__(
+        self, path: Path, lengths: Sequence[int], groups: np.ndarray, ids: np.ndarray, sizes: np.ndarray
+    ) -> None:
         """Take the Arrow file at `path` with batches of `lengths` rows; `groups` holds a 64-bit group hash a row."""
         self._path = path
         self._starts = np.cumsum([0, *lengths])
         self._groups = groups
         self.ids = ids
+        self.sizes = sizes
 
     def __len__(self) -> int:
         """The number of rows."""
@@ -114,11 +120,11 @@ def stage(manifest: Manifest, asking: Asking, carried: Sequence[tuple[str, pa.Fi
     fields = [*ROW_FIELDS, *([pa.field("carried", pa.struct([field for _, field in carried]))] if carried else [])]
     schema = pa.schema(fields)
     used = read_columns(asking.task, manifest.rows.schema)
-    groups, identities = array("Q"), bytearray()
+    groups, identities, sizes = array("Q"), bytearray(), array("I")
 
     def checked() -> Iterator[pa.RecordBatch]:
         for batch in manifest.rows.batches():
-            planned = list(_planned(batch, used, manifest.folder, asking))
+            planned = list(planned_rows(batch, used, manifest.folder, asking))
             named = [row.identity(asking.fingerprint) for row in planned]
             columns = _row_columns(planned, named, first_row=len(groups))
             groups.extend(int(group[:16], 16) for group in columns["group"])
@@ -126,7 +132,9 @@ def stage(manifest: Manifest, asking: Asking, carried: Sequence[tuple[str, pa.Fi
             arrays = [pa.array(columns[field.name], field.type) for field in ROW_FIELDS]
             if carried:
                 arrays.append(_struct(batch.rows, carried))
-            yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+            checked_rows = pa.RecordBatch.from_arrays(arrays, schema=schema)
+            sizes.frombytes(_row_sizes(checked_rows).tobytes())
+            yield checked_rows
 
     lengths = []
     with pa.ipc.new_file(str(path), schema) as writer:
@@ -134,7 +142,26 @@ def stage(manifest: Manifest, asking: Asking, carried: Sequence[tuple[str, pa.Fi
             writer.write_batch(large)
             lengths.append(large.num_rows)
     ids = item_ids(np.frombuffer(identities, ID_ARRAY))
-    return StagedRows(path, lengths, np.frombuffer(groups, np.uint64), ids)
+    return StagedRows(path, lengths, np.frombuffer(groups, np.uint64), ids, np.frombuffer(sizes, np.uint32))
+
+
+def _row_sizes(batch: pa.RecordBatch) -> np.ndarray:
+    """The bytes of each row, uint32: its own of texts and binaries, a row's mean of anything else."""
+    sizes = np.zeros(batch.num_rows)
+    for column in _flat(batch.columns):
+        if any(is_kind(column.type) for is_kind in _OWN_LENGTH):
+            sizes += pc.fill_null(pc.binary_length(column), 0).to_numpy(zero_copy_only=False)
+        else:
+            sizes += column.nbytes / max(1, batch.num_rows)
+    return np.minimum(sizes, np.iinfo(np.uint32).max).astype(np.uint32)
+
+
+def _flat(columns: Iterable[pa.Array]) -> Iterator[pa.Array]:
+    for column in columns:
+        if pa.types.is_struct(column.type):
+            yield from _flat(column.flatten())
+        else:
+            yield column
 
 
 def _joined(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -149,7 +176,8 @@ def _joined(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         yield pa.concat_batches(held)
 
 
-def _planned(batch: Batch, used: Sequence[str], folder: str, asking: Asking) -> Iterator[PlannedRow]:
+def planned_rows(batch: Batch, used: Sequence[str], folder: str, asking: Asking) -> Iterator[PlannedRow]:
+    """Each row of a batch, checked; `used` are the columns that `read_columns` named."""
     cells = {name: _values(batch.rows.column(name)) for name in used}
     for place in range(batch.rows.num_rows):
         if place in batch.problems:

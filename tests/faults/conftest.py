@@ -94,7 +94,7 @@ def night(archive, tmp_path, environment, video):
         job.end()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def shared_cluster(environment):
     with raylets(environment) as cluster:
         yield cluster

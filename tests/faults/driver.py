@@ -19,7 +19,7 @@ from pathlib import Path
 from pipeline.config_load import load_config
 from pipeline.errors import ClusterError, UserError
 from pipeline.progress import Progress
-from tests.faults.engine import JournalEngine
+from tests.faults.engine import INFO, JournalEngine
 
 
 class Driver:
@@ -58,7 +58,7 @@ class Driver:
         while not any(told[0] == phase and told[1] >= rows for told in self.moments):
             assert self.status is None, f"ended with {self.status}: {self.moments[-1:]} {self.error[-2000:]}"
             assert time.monotonic() < deadline, f"no {phase} {rows} in {timeout_s} s: {self.moments[-1:]}"
-            time.sleep(0.05)
+            time.sleep(0.1)
 
     def finish(self, timeout_s: float = 240) -> int:
         """The exit status."""
@@ -78,14 +78,16 @@ class Driver:
 
 
 def main(journal: str, seconds: str, *given: str) -> int:
-    from pipeline.run import run_job
+    from pipeline import run
+    from pipeline.model_load import JobModel
 
     def tell(now: Progress) -> None:
         print(now.phase, now.rows, now.failed, now.total, flush=True)
 
+    run.find_model = lambda settings, _: JobModel(settings, None, INFO)  # a real one takes seconds of each start
     load = partial(JournalEngine, journal=journal, seconds=float(seconds))
     try:
-        return run_job(load_config(None, list(given), "qa"), tell, load).exit_status
+        return run.run_job(load_config(None, list(given), "qa"), tell, load).exit_status
     except (UserError, ClusterError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 3

@@ -43,6 +43,9 @@ class Faults:
         return None
 
 
+EACH = Faults(error_500=0.03, slow_down_503=0.03, slow=0.03, reset=0.03, lost_answer=0.03, cut=0.03, slow_s=1.0)
+
+
 @dataclass(frozen=True)
 class Seen:
     """A request and what became of it; `fault` is None where it was passed on and answered."""

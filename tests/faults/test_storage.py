@@ -2,16 +2,14 @@
 
 import pytest
 
-from tests.faults.s3_proxy import Faults
+from tests.faults.s3_proxy import EACH, Faults
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
 
 
 def test_requests_that_fail_are_made_again_and_an_outage_costs_no_row(cluster, night, proxy):
     job = night(60)
-    proxy.faults = Faults(
-        error_500=0.03, slow_down_503=0.03, slow=0.03, reset=0.03, lost_answer=0.03, cut=0.03, slow_s=1.0
-    )
+    proxy.faults = EACH
     # What is being fetched when the storage goes may fail for good: an error row, and no reason to give up.
     driver = job.start(cluster.address, "failures.max_failed_share=1")
     driver.wait_until("answer", rows=8)

@@ -2,7 +2,7 @@ import pytest
 
 from pipeline import listing
 from pipeline.errors import UserError
-from pipeline.listing import file_stamp, is_glob, list_files, list_folders, list_stamped
+from pipeline.listing import file_stamp, is_glob, list_below, list_files, list_folders, list_stamped
 from pipeline.storage import filesystem_for, join, write_atomic
 
 NAMES = ["a.mp4", "b.mp4", "b.txt", "day/c.mp4", "day/night/d.mp4", ".hidden.mp4", ".cache/e.mp4", "day/.f.mp4"]
@@ -57,6 +57,12 @@ def test_a_relative_glob_gives_absolute_paths(monkeypatch, tmp_path):
 def test_a_dot_in_the_folder_s_own_path_hides_nothing(place):
     write_atomic(join(place, ".store", "a.mp4"), b"")
     assert list(list_files(join(place, ".store"))) == [join(place, ".store", "a.mp4")]
+
+
+def test_a_folder_whose_name_holds_wildcards_is_listed_as_it_is(place):
+    name = join(place, "it's [a] *name", "a.mp4")
+    write_atomic(name, b"")
+    assert list(list_below(join(place, "it's [a] *name"))) == [name]
 
 
 def test_a_missing_bucket_is_the_user_s_to_mend(bucket):

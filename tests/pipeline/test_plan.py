@@ -12,12 +12,17 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline import resume
 from pipeline.config_load import load_config
 from pipeline.errors import ClusterError, UserError
 from pipeline.ledger import read_ledger
 from pipeline.plan import WORK_COLUMNS, cut, make_run_id, plan_run, suitable_rows_per_shard
-from pipeline.storage import filesystem_for, join, read_bytes, write_atomic
+from pipeline.resume import find_work
+from pipeline.run_record import give_up
+from pipeline.storage import exists, filesystem_for, join, read_bytes, write_atomic
 from tests.pipeline.conftest import NOW
+
+MIB = 2**20
 
 
 def planned(config, fingerprint="f" * 12):
@@ -188,17 +193,28 @@ def test_run_ids_sort_by_time_and_differ():
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.integers(1, 30), max_size=40), st.integers(1, 20), st.integers(1, 25))
-def test_shards_cover_all_rows_once_and_keep_groups_whole(sizes, rows_per_shard, longest):
+@given(st.lists(st.integers(1, 30), max_size=40), st.integers(1, 20), st.integers(1, 25), st.randoms())
+def test_shards_cover_all_rows_once_and_keep_groups_whole(sizes, rows_per_shard, longest, chance):
     ends = np.cumsum(sizes, dtype=np.int64)
-    shards = list(cut(ends, rows_per_shard, longest))
+    bytes_of_rows = np.array([chance.randrange(10) for _ in range(sum(sizes))], np.uint32)
+    shards = list(cut(ends, rows_per_shard, bytes_of_rows, longest, largest=50))
     assert [row for begin, end in shards for row in range(begin, end)] == list(range(sum(sizes)))
     for begin, end in shards:
         assert 0 < end - begin <= max(rows_per_shard, longest)
+        is_one_group = np.searchsorted(ends, begin, side="right") == np.searchsorted(ends, end - 1, side="right")
+        assert is_one_group or bytes_of_rows[begin:end].sum() <= 50
     cuts_inside = {end for _, end in shards} - set(ends.tolist())
     for place in cuts_inside:  # only a group that is too long for any shard may be cut
         group = int(np.searchsorted(ends, place))
         assert sizes[group] > max(longest, rows_per_shard)
+
+
+def test_huge_cells_make_smaller_shards(job, tmp_path):
+    large = pa.array(["x" * 20 * MIB, None, "y" * 20 * MIB, "z" * 20 * MIB, "w" * 70 * MIB, "v"])
+    manifest = pa.table({"uri": [f"{n}.mp4" for n in range(6)], "note": large, "parts": [[b"1"]] * 6})
+    pq.write_table(manifest, tmp_path / "m.parquet")
+    plan = planned(job(str(tmp_path / "m.parquet")))
+    assert [shard.rows for shard in plan.shards] == [4, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -249,6 +265,34 @@ def test_every_manifest_row_stands_in_the_plan_exactly_once(tmp_path_factory, li
     assert len(shards_of_group) == plan.groups
 
 
+@pytest.mark.parametrize(
+    ("manifest", "output"),
+    [
+        ("videos", "videos"),
+        ("videos", "videos/out"),
+        ("out/results", "out"),
+        ("videos/**", "videos/out"),
+        ("**/*.parquet", "out"),
+    ],
+)
+def test_an_output_whose_files_would_be_rows_of_the_next_night_is_refused(job, tmp_path, place, manifest, output):
+    for name in ("videos/a.mp4", "out/results/run_date=2026-11-21/a.parquet"):
+        write_atomic(join(place, name), b"")
+    with pytest.raises(UserError, match="would become rows"):
+        planned(job(join(place, manifest), f"output={join(place, output)}"))
+    assert not exists(join(place, output, "runs"))
+
+
+@pytest.mark.parametrize(
+    ("manifest", "output"), [("videos", "videos-out"), ("videos/*.mp4", "videos/out"), ("videos/m.csv", "videos")]
+)
+def test_an_output_beside_what_the_manifest_takes_is_not_refused(job, tmp_path, manifest, output):
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "a.mp4").touch()
+    (tmp_path / "videos" / "m.csv").write_text("uri\na.mp4\n")
+    assert planned(job(f"{tmp_path}/{manifest}", f"output={tmp_path}/{output}")).rows == 1
+
+
 def test_a_run_whose_lease_was_lost_while_it_was_planned_never_begins(job, write_jsonl, tmp_path):
     def lost():
         raise ClusterError("the lease was lost")
@@ -258,3 +302,31 @@ def test_a_run_whose_lease_was_lost_while_it_was_planned_never_begins(job, write
         plan_run(config, "run-1", "f" * 12, NOW, before_write=lost)
     assert not (tmp_path / "out" / "runs" / "run-1" / "plan.json").exists()
     assert read_ledger(config.output, "f" * 12, config.task).runs == ()
+
+
+def test_a_driver_that_is_taken_for_dead_while_it_plans_cannot_begin(bucket, job, write_jsonl):
+    config = job(write_jsonl({"uri": "a.mp4"}), f"output={bucket}/out")
+    found = []
+
+    def successor():
+        found.append(find_work(config, "f" * 12, NOW, None, lambda: None))
+
+    with pytest.raises(ClusterError, match="given up"):
+        plan_run(config, "run-1", "f" * 12, NOW, before_write=successor)
+    (run,) = read_ledger(config.output, "f" * 12, config.task).runs
+    assert run.plan.run_id == found[0].planned.run_id
+
+
+def test_a_plan_that_arrives_while_it_is_given_up_counts(bucket, job, write_jsonl, monkeypatch):
+    config = job(write_jsonl({"uri": "a.mp4"}), f"output={bucket}/out")
+    write_atomic(join(config.output, "runs", "run-1", "config.yaml"), b"")
+
+    def give_up_late(output, run_id):
+        if run_id == "run-1" and not exists(join(output, "runs", run_id, "plan.json")):
+            planned(config)
+        return give_up(output, run_id)
+
+    monkeypatch.setattr(resume, "give_up", give_up_late)
+    work = find_work(config, "f" * 12, NOW, None, lambda: None)
+    assert work.planned is None
+    assert [plan.run_id for plan, _ in work.tasks] == ["run-1"]

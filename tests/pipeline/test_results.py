@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import RowError, UserError
+from pipeline.errors import ClusterError, RowError, UserError
 from pipeline.item_ids import KnownItems, from_texts
 from pipeline.plan import plan_run, subset_shard
 from pipeline.results import (
@@ -25,6 +25,7 @@ from pipeline.results import (
 )
 from pipeline.storage import exists, filesystem_for, read_bytes
 from tests.pipeline.conftest import NOW
+from tests.pipeline.strict_s3 import StrictS3
 
 DOCUMENTED = {
     "identity": "item_id run_id video_id uri task prompt",
@@ -246,6 +247,50 @@ def test_a_partial_shard_replaces_its_rows_and_no_others(place, job, write_jsonl
         (items[3], "new", 3),
     ]
     assert (committed.uri, committed.rows, committed.error_codes) == (result_uri(plan, shard), 4, {"lost": 1})
+
+
+@pytest.mark.parametrize("partial", [False, True])
+def test_a_write_that_arrives_late_replaces_nothing_newer(bucket, job, write_jsonl, partial):
+    plan = planned(job(write_jsonl({"uri": "a.mp4"}), f"output={bucket}/out"))
+    (shard,) = plan.shards
+    (item,) = [item["item_id"] for item in items_of(shard)]
+    if partial:
+        commit_shard(plan, shard, [])
+        shard = subset_shard(plan, shard, KnownItems(from_texts([item])))
+    checks = iter([lambda: commit_shard(plan, shard, [answered(item, answer="newer")]), lost_lease])
+    with pytest.raises(ClusterError, match="lease"):  # it was confirmed, and lost before the write went out
+        commit_shard(plan, shard, [answered(item, answer="late")], lambda: next(checks)())
+    assert [row["answer"] for row in read_results(plan, shard).to_pylist()] == ["newer"]
+
+
+def lost_lease():
+    raise ClusterError("the lease was lost")
+
+
+def test_whoever_holds_the_lease_keeps_what_a_dead_twin_wrote_late(bucket, job, write_jsonl):
+    rows = [{"uri": f"{name}.mp4", "video_id": name} for name in "ab"]
+    plan = planned(job(write_jsonl(*rows), f"output={bucket}/out"))
+    (shard,) = plan.shards
+    one, two = (item["item_id"] for item in sorted(items_of(shard), key=lambda item: item["video_id"]))
+    commit_shard(plan, shard, [])
+
+    def again(item):
+        return subset_shard(plan, shard, KnownItems(from_texts([item])))
+
+    checks = iter([lambda: commit_shard(plan, again(one), [answered(one, answer="twin's")]), lambda: None])
+    committed = commit_shard(plan, again(two), [answered(two, answer="mine")], lambda: next(checks)())
+    assert [row["answer"] for row in read_results(plan, shard).to_pylist()] == ["twin's", "mine"]
+    assert committed.errors == 0
+
+
+def test_a_commit_whose_answer_was_lost_is_one(s3_environment, job, write_jsonl):
+    s3 = StrictS3()
+    with s3.as_endpoint(s3_environment):
+        filesystem_for("s3://lost-answers")[0].mkdir("lost-answers")
+        plan = planned(job(write_jsonl({"uri": "a.mp4"}), "output=s3://lost-answers/out"))
+        s3.lose_answers = True
+        assert commit_shard(plan, plan.shards[0], []).rows == 1
+        assert read_results(plan, plan.shards[0]).num_rows == 1
 
 
 def test_a_file_of_an_older_schema_gains_the_columns_that_it_lacks(job, write_jsonl):
