@@ -7,8 +7,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_serializer, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_serializer,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
+from pipeline.durations import seconds
 from pipeline.uris import without_secrets
 from pipeline.video.sampling import Backend, Policy
 from pruning import PruningConfig
@@ -16,6 +28,8 @@ from pruning import PruningConfig
 Task = Literal["caption", "qa"]
 DEFAULT_CAPTION_PROMPT = "Describe the video."
 MAX_FRAMES = 4096
+BUDGETS = ("retention", "tokens_per_video", "flops_share", "gpu_hours", "deadline", "usd")
+"""The keys of `budget` of which a job gives one."""
 
 
 def _no_truth_value(value: Any) -> Any:
@@ -33,6 +47,8 @@ def _no_secrets(uri: str) -> str:
 
 Integer = Annotated[int, BeforeValidator(_no_truth_value)]
 Number = Annotated[float, BeforeValidator(_no_truth_value), Field(allow_inf_nan=False)]
+Count = Annotated[Integer, Field(ge=1)]
+Actors = Count | tuple[Count, Count]
 Location = Annotated[
     str, Field(min_length=1), BeforeValidator(lambda uri: _no_secrets(uri) if isinstance(uri, str) else uri)
 ]
@@ -88,11 +104,84 @@ class ModelConfig(Section):
 
 
 class BudgetConfig(Section):
-    """What a video may cost: the only home of a job's amount."""
+    """What a job or a video may cost: the only home of a job's amount. One of six ways to say it, else retention 1.
 
-    retention: Number = Field(
-        1.0, gt=0, le=1, description="a number above 0 and at most 1: mean share of video tokens kept over the layers"
+    A retention is derived from every one but `retention` itself (`is_derived`); it lies within the two bounds. What
+    was derived is not kept here: this section is what was asked for.
+    """
+
+    # The order matters: whoever stands later complains of two that are given, and usd of a missing price.
+    retention: Annotated[Number, Field(gt=0, le=1)] | None = Field(
+        None, description="a number above 0 and at most 1: mean share of video tokens kept over the layers"
     )
+    tokens_per_video: Annotated[Number, Field(gt=0)] | None = Field(
+        None, description="a number above 0: video tokens kept of a video, mean over the layers"
+    )
+    flops_share: Annotated[Number, Field(gt=0, le=1)] | None = Field(
+        None, description="a number above 0 and at most 1: FLOPs of the language model's prefill, of the unpruned ones"
+    )
+    gpu_hours: Annotated[Number, Field(gt=0)] | None = Field(
+        None, description="a number above 0: hours of all answerers' GPUs together (without GPUs, of the answerers)"
+    )
+    deadline: Annotated[Number, Field(gt=0), BeforeValidator(seconds)] | None = Field(
+        None, description="a length of time such as 6h, 90m or 1h30m, or a number of seconds"
+    )
+    usd_per_gpu_hour: Annotated[Number, Field(gt=0)] | None = Field(
+        None, description="a number above 0: the price of an hour of one GPU, which budget.usd needs"
+    )
+    usd: Annotated[Number, Field(gt=0)] | None = Field(
+        None, description="a number above 0: what the GPU-hours may cost, at budget.usd_per_gpu_hour"
+    )
+    min_retention: Number = Field(
+        0.05, gt=0, le=1, description="a number above 0 and at most 1: the least retention that a budget may come to"
+    )
+    max_retention: Number = Field(
+        1.0, gt=0, le=1, description="a number from budget.min_retention to 1: the most that a budget may come to"
+    )
+
+    @field_validator("retention", "tokens_per_video", "flops_share", "gpu_hours", "deadline", "usd")
+    @classmethod
+    def _one_of_them(cls, value: float | None, info: ValidationInfo) -> float | None:
+        earlier = next((name for name in BUDGETS if info.data.get(name) is not None), None)
+        if value is not None and earlier is not None:
+            raise ValueError(f"budget.{earlier} is a budget already; give one (null takes the other back)")
+        return value
+
+    @field_validator("usd")
+    @classmethod
+    def _has_a_price(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is not None and info.data.get("usd_per_gpu_hour", 0.0) is None:
+            raise ValueError("budget.usd_per_gpu_hour is missing")
+        return value
+
+    @field_validator("max_retention")
+    @classmethod
+    def _above_the_least(cls, value: float, info: ValidationInfo) -> float:
+        if value < info.data.get("min_retention", 0.0):
+            raise ValueError(f"budget.min_retention is {info.data['min_retention']:g}")
+        return value
+
+    @model_validator(mode="after")
+    def _all_of_it_by_default(self) -> BudgetConfig:
+        if all(getattr(self, name) is None for name in BUDGETS):
+            self.__dict__["retention"] = 1.0  # the section is frozen for others
+        return self
+
+    @model_serializer(mode="wrap")
+    def _what_was_asked(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the ways that were not taken; bounds only where they bound something."""
+        bounds = () if self.is_derived else ("min_retention", "max_retention")
+        return {name: value for name, value in serialize(self).items() if value is not None and name not in bounds}
+
+    @property
+    def is_derived(self) -> bool:
+        """Whether the retention is yet to be worked out."""
+        return self.retention is None
+
+    @property
+    def key(self) -> str:
+        """The name of the one budget that was given."""
+        return next(name for name in BUDGETS if getattr(self, name) is not None)
 
 
 class GenerationConfig(Section):
@@ -117,17 +206,34 @@ class GenerationConfig(Section):
 class ClusterConfig(Section):
     """How many workers there are, and how the work is cut for them."""
 
-    decoders: Integer = Field(2, ge=1, description="a whole number from 1: processes that fetch and decode")
-    answerers: Integer = Field(1, ge=1, description="a whole number from 1: processes that hold the model")
+    decoders: Actors = Field(
+        2,
+        description="processes that fetch and decode: a whole number from 1 (so many as soon as they fit), or "
+        "[fewest, most] (more of them while they have more to do than they can)",
+    )
+    answerers: Actors = Field(
+        1,
+        description="processes that hold the model: a whole number from 1 (so many as soon as they fit), or "
+        "[fewest, most] (more of them while they have more to do than they can)",
+    )
     gpus_per_answerer: Literal["auto"] | Annotated[Number, Field(ge=0)] = Field(
         "auto", description="auto (1 where the cluster has GPUs and the model may use them) or a number from 0"
     )
-    batch_size: Integer = Field(8, ge=1, description="a whole number from 1: videos in work at an answerer")
+    batch_size: Integer = Field(
+        8, ge=1, le=256, description="a whole number from 1 to 256: videos in work at an answerer"
+    )
     rows_per_shard: Literal["auto"] | Annotated[Integer, Field(ge=1, le=65_536)] = Field(
         "auto",
         description="auto (64 to 4096, about 256 files a run) or a whole number from 1 to 65536: rows committed "
         "together, as one result file",
     )
+
+    @field_validator("decoders", "answerers")
+    @classmethod
+    def _fewest_comes_first(cls, value: int | tuple[int, int]) -> int | tuple[int, int]:
+        if isinstance(value, tuple) and value[0] > value[1]:
+            raise ValueError(f"{value[0]} at least and {value[1]} at most")
+        return value
 
 
 class FailuresConfig(Section):
@@ -137,7 +243,9 @@ class FailuresConfig(Section):
         0.05, ge=0, le=1, description="a number from 0 to 1: with more failed rows than this share the job exits 1"
     )
     retries: Integer = Field(
-        2, ge=0, description="a whole number from 0: further attempts on a row whose workers failed"
+        2,
+        ge=0,
+        description="a whole number from 0: further attempts at a fetch that failed, and at a video whose process died",
     )
     stall_timeout_s: Number = Field(
         1800.0, gt=0, description="a number of seconds above 0: with no progress at any stage for so long, the job ends"
@@ -145,7 +253,7 @@ class FailuresConfig(Section):
 
 
 class JobConfig(Section):
-    """A whole job, validated. `pruning` already holds the budget's retention."""
+    """A whole job, validated. `pruning` holds the budget's retention; one that is derived is put there by `settled`."""
 
     # The order matters: a field's validator sees the fields above it.
     task: Task = Field(description="caption or qa")
@@ -177,7 +285,7 @@ class JobConfig(Section):
         if isinstance(value.get("calibration"), str):
             _no_secrets(value["calibration"])
         budget = info.data.get("budget")
-        return {**value, "retention": budget.retention} if budget else value
+        return {**value, "retention": budget.retention} if budget and not budget.is_derived else value
 
     @field_validator("generation")
     @classmethod
@@ -189,3 +297,7 @@ class JobConfig(Section):
     @field_serializer("pruning")
     def _leave_retention_to_the_budget(self, value: PruningConfig) -> dict[str, Any]:
         return value.model_dump(mode="json", exclude={"retention"})
+
+    def settled(self, retention: float) -> JobConfig:
+        """The same job with the retention that its derived budget has come to: the request stays what it was."""
+        return self.model_copy(update={"pruning": self.pruning.model_copy(update={"retention": retention})})

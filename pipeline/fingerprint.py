@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Any
 
-from pipeline.config import JobConfig, VideoConfig
+from pipeline.config import BudgetConfig, JobConfig, VideoConfig
 from pipeline.prompts import PROMPT_FORMAT
 
 # Raised when the pipeline itself starts to answer the same config differently (other sampling of frames, say).
@@ -29,8 +29,13 @@ def answer_settings(config: JobConfig, model_hash: str) -> dict[str, Any]:
         "model": {"hash": model_hash, "dtype": config.model.dtype, "quantization": config.model.quantization},
         "generation": config.generation.model_dump(mode="json"),
         "pruning": config.pruning.model_dump(mode="json", exclude={"retention", "preset", "calibration"}),
-        "budget": config.budget.model_dump(mode="json"),
+        "budget": _requested(config.budget),
     }
+
+
+def _requested(budget: BudgetConfig) -> dict[str, Any]:
+    """What was asked for, never what a run made of it; a price only where it decides how much is bought."""
+    return budget.model_dump(mode="json", exclude=set() if budget.usd is not None else {"usd_per_gpu_hour"})
 
 
 def _video_settings(video: VideoConfig) -> dict[str, Any]:

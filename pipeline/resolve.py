@@ -16,18 +16,32 @@ if TYPE_CHECKING:
 
 
 def resolve_pruning(config: JobConfig, model: ModelInfo) -> JobConfig:
-    """The job with all pruning options written out and no preset or calibration left to look up.
+    """The job with all pruning options written out, and a budget that is a retention within reach.
 
     Its dump reproduces the run without the calibration file. Raises UserError naming
-    `pruning.calibration` or `budget.retention`, ClusterError where a calibration on S3 cannot be reached.
+    `pruning.calibration` or the budget's key, ClusterError where a calibration on S3 cannot be reached.
+    """
+    resolved = resolve_method(config, model)
+    budget = config.budget
+    if budget.is_derived:
+        raise UserError(
+            f"budget.{budget.key} = {getattr(budget, budget.key):g}: no retention has been chosen for it; "
+            "python -m jobs.plan says which one meets it, to be given as budget.retention"
+        )
+    _check_budget(resolved, model)
+    return resolved
+
+
+def resolve_method(config: JobConfig, model: ModelInfo) -> JobConfig:
+    """The job with all pruning options written out and no preset or calibration left to look up.
+
+    Errors as `resolve_pruning`, but for the budget, at which it does not look.
     """
     try:
         pruning = resolve_options(config.pruning, model.calibration, model.name, lambda: model.model_hash, _read)
     except CalibrationError as error:
         raise UserError(f"pruning.calibration = {config.pruning.calibration!r}: {error}") from error
-    resolved = config.model_copy(update={"pruning": pruning})
-    _check_budget(resolved, model)
-    return resolved
+    return config.model_copy(update={"pruning": pruning})
 
 
 def _read(uri: str) -> bytes:
@@ -44,7 +58,7 @@ def _check_budget(config: JobConfig, model: ModelInfo) -> None:
     """
     frames = model.default_frames if config.video.frames == "auto" else config.video.frames
     grid = VideoGrid(math.ceil(frames / model.frames_per_step), model.tokens_per_frame * model.frames_per_step)
-    retention = config.budget.retention
+    retention = config.pruning.retention
     try:
         make_pruner(config.pruning).plan(grid, model.num_layers, retention)
     except UnreachableRetentionError as error:

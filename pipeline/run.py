@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pipeline.answer_stream import Engine
+from pipeline.budget.on_cluster import Settled, settle_budget
+from pipeline.budget.shared_retention import SharedRetention
+from pipeline.budget.steering import Steering
 from pipeline.collector import Collector
 from pipeline.config import JobConfig
+from pipeline.doctor.job import check_job
 from pipeline.error_budget import ErrorBudget
 from pipeline.errors import ClusterError, UserError, one_line
 from pipeline.fingerprint import fingerprint
-from pipeline.graph import Pools, answered_rows
+from pipeline.graph import answered_rows
 from pipeline.lease import LeaseLost, hold_lease
 from pipeline.manifest import check_manifest
 from pipeline.model_load import JobModel, find_model, load_engine, model_error
-from pipeline.progress import OnProgress, Pace, Progress
-from pipeline.resolve import resolve_pruning
+from pipeline.pools import Pools
+from pipeline.progress import OnProgress, Progress
+from pipeline.resolve import resolve_method, resolve_pruning
 from pipeline.results import Committed
 from pipeline.resume import Redo, Work, find_work
 from pipeline.run_cluster import choose_pools, cluster
@@ -31,6 +35,7 @@ from pipeline.summary import RunSummary
 from pipeline.summary_files import SummaryFiles, read_summary
 from pipeline.video.limits import Limits
 from pipeline.video.sampling import Sampling
+from pipeline.watch import Watch
 
 if TYPE_CHECKING:
     from pipeline.engine import ModelInfo
@@ -47,7 +52,8 @@ def run_job(
     A job that is started again goes on: shards of earlier starts that are still open are done, what
     is committed is left alone, unless `redo` asks for it, and only rows that no start has taken on
     are planned. Order: checks that need no cluster, the output's lease, the plan in the run folder,
-    the cluster, the graph, the summaries.
+    the cluster, the graph, the summaries. A budget from which a retention is to be worked out needs
+    the cluster before the lease: some videos are timed on it.
 
     The answer tells of the run that was done, of all together where a start went on with several,
     and of the latest where nothing was left to do. `load` replaces the engine that the answerers
@@ -62,8 +68,17 @@ def run_job(
     check_manifest(config.manifest)
     check_writable(config.output)
     model = find_model(config.model, report)
-    config = resolve_pruning(config, model.info)
-    with hold_lease(config.output, f"the job {config.name}", lambda told: report(Progress("wait", note=told))) as lease:
+    check_job(config, model)
+    with ExitStack() as held:
+        settled = None
+        if config.budget.is_derived:
+            held.enter_context(cluster())
+            config, settled = _settle(resolve_method(config, model.info), model, report)
+        else:
+            config = resolve_pruning(config, model.info)
+        lease = held.enter_context(
+            hold_lease(config.output, f"the job {config.name}", lambda told: report(Progress("wait", note=told)))
+        )
         name = fingerprint(config, model.info.model_hash)
         work = find_work(config, name, started_at, redo, lease.check)
         if not work.runs and (latest := read_summary(work.latest.plan)):
@@ -71,13 +86,18 @@ def run_job(
             return replace(latest, exit_status=0)
         summaries = SummaryFiles(work.runs, config, model.info.name, started_at, lease.check)
         collector = Collector(work.tasks, lease.check)
+        steering = None
+        if settled is not None:
+            share, spent_s = work.share_of_budget(summaries)
+            to_answer = collector.total - collector.refused
+            steering = Steering(config.budget, settled.costs, settled.retention, to_answer, share, spent_s)
         try:
             if work.tasks:
                 report(Progress("start", collector.rows, collector.failed, collector.total, _going_on(work)))
-            stopped = _answer(config, model, work, collector, summaries, load, report)
+            stopped = _answer(config, model, work, collector, summaries, steering, load, report)
         except LeaseLost:
             raise  # the summaries are another run's to write now
-        except (UserError, ClusterError, KeyboardInterrupt, SystemExit) as error:  # Ray makes an exit of SIGTERM
+        except (UserError, ClusterError, KeyboardInterrupt, SystemExit) as error:  # an exit: of SIGTERM, in a job
             with suppress(UserError, ClusterError):  # the first error is the one to tell
                 summaries.finish(_exit_status(error))
             raise
@@ -87,38 +107,54 @@ def run_job(
         return summary
 
 
+def _settle(config: JobConfig, model: JobModel, report: OnProgress) -> tuple[JobConfig, Settled]:
+    """The job with the retention that its budget comes to, and what that was worked out from."""
+    key = config.budget.key
+    report(Progress("plan", note=f"a few videos are timed, to find the retention that meets budget.{key}"))
+    settled = settle_budget(config, model, choose_pools(config))
+    report(Progress("plan", note=f"budget.{key} comes to a retention of {settled.retention:.4g}"))
+    return config.settled(settled.retention), settled
+
+
 def _answer(
     config: JobConfig,
     model: JobModel,
     work: Work,
     collector: Collector,
     summaries: SummaryFiles,
+    steering: Steering | None,
     load: Callable[[], Engine] | None,
     report: OnProgress,
 ) -> bool:
     """Do the tasks of `work` and commit them; whether it stopped early because too many rows fail."""
+    watch = Watch(config.name, config.task, collector)
 
     def commit(files: Iterable[Committed]) -> None:
         for file in files:
             summaries.add(file)
+            watch.committed()
 
     budget = ErrorBudget(config.failures.max_failed_share, collector, work.standing(summaries))
-    pace = Pace()
     stopped = False
     commit(collector.commit_refused())
     if collector.rows < collector.total:
-        with cluster():
-            pools = choose_pools(config)
+        with cluster(), watch.exporting(pools := choose_pools(config)):
             decoder = decoder_arguments(config, model.info)
             answerer = {
                 "load": load or _engine_loader(model, pools),
                 "pruning": config.pruning,
                 "sampling": config.generation.model_dump(exclude={"prompt"}),
             }
+            if steering is not None:
+                answerer["retention"] = retention = SharedRetention(steering.retention)
             shards = [shard for _, shard in work.tasks]
             graph = answered_rows(shards, pools, decoder, answerer, config.failures.stall_timeout_s)
             with closing(_named_errors(graph)) as batches:
                 for rows in batches:
+                    watch.add(rows)
+                    if steering is not None:
+                        steering.see(rows)
+                        retention.set(steering.retention)
                     commit(collector.add(rows))
                     summaries.update()
                     note = ""
@@ -126,17 +162,11 @@ def _answer(
                         stopped = True
                         collector.take_no_more()
                         note = budget.told()
-                    report(_moment(collector, pace, note))
+                    report(watch.moment(note))
                     if stopped and not collector.in_flight:
                         return True
-    commit(collector.commit_rest())
+            commit(collector.commit_rest())
     return stopped
-
-
-def _moment(collector: Collector, pace: Pace, note: str) -> Progress:
-    rate = pace.rows_per_s(collector.rows, time.monotonic())
-    remaining_s = (collector.total - collector.rows) / rate if rate else None
-    return Progress("answer", collector.rows, collector.failed, collector.total, note, rate, remaining_s)
 
 
 def _going_on(work: Work) -> str:

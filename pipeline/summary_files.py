@@ -82,6 +82,11 @@ class SummaryFiles:
         """How many committed rows of these runs have failed."""
         return sum(tally.errors for run_id in run_ids for tally in self._runs[run_id].files.values())
 
+    def earlier_s(self, run_ids: Iterable[str]) -> float:
+        """How long earlier starts of these runs took, in seconds."""
+        earlier = [self._runs[run_id].earlier for run_id in run_ids]
+        return sum(summary.elapsed_s for summary in earlier if summary is not None)
+
     def add(self, file: Committed) -> None:
         """Count a result file, in the place of an earlier one of the same shard."""
         self._runs[file.run_id].files[file.shard] = count_file(file)
@@ -160,7 +165,7 @@ class SummaryFiles:
             "fingerprint": plan.fingerprint,
             "model": self._model,
             "pruning_method": config.pruning.method,
-            "retention_requested": config.budget.retention,
+            "retention_requested": config.pruning.retention,
             "max_failed_share": config.failures.max_failed_share,
         }
 
