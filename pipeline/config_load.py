@@ -14,6 +14,7 @@ from pipeline.config import JobConfig, Task
 from pipeline.config_mistakes import mistakes
 from pipeline.errors import UserError, one_line
 from pipeline.storage import read_bytes
+from pipeline.uris import without_secrets
 
 
 class _Loader(yaml.SafeLoader):
@@ -44,6 +45,8 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = (), task: Ta
     takes it. A resolved config.yaml of an earlier run is a job file too: its `fingerprint` is not
     read. Raises UserError with one line for each of the first mistakes.
     """
+    if path is not None and without_secrets(str(path)) != str(path):
+        raise UserError("--config: credentials and signatures do not belong in a uri: use the environment")
     values = _read(str(path)) if path is not None else {}
     values.pop("fingerprint", None)
     # `video:` with nothing below it is an empty section, as it reads.
@@ -79,7 +82,10 @@ def _read(path: str) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UserError(f"{path}{place}: {error.problem}") from None
+        # What YAML takes for the name of an alias or a tag may be a password that starts with * or !.
+        hint = r"\1; put a text that starts with *, & or ! in quotes"
+        problem = re.sub(r"(alias|anchor|tag) '.*'", hint, str(error.problem))
+        raise UserError(f"{path}{place}: {problem}") from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise UserError(f"{path}: not YAML: {one_line(str(error), 120)}") from None
     if values is None:

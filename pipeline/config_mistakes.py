@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 
 from pipeline.config import JobConfig
 from pipeline.errors import one_line
+from pipeline.uris import without_secrets
 
 _MOST_SHOWN = 5  # the rest mostly follows from them
 _CONFIDENTIAL = re.compile(r"secret|passw|credential|token$|key$|auth", re.IGNORECASE)
@@ -70,7 +71,7 @@ def _shown(path: str, value: Any) -> str:
         return "***"
     if isinstance(value, dict | list):
         return "a section" if isinstance(value, dict) else "a list"
-    return one_line(repr(value), 80)
+    return one_line(repr(without_secrets(value) if isinstance(value, str) else value), 80)
 
 
 def _unknown_key(path: str, value: Any) -> str:
