@@ -255,7 +255,7 @@ def _checked(retentions: list[float]) -> list[float]:
 
 
 def _command() -> str:
-    return f"python -m jobs.evaluate {shlex.join(sys.argv[1:])}"
+    return f"hieravid evaluate {shlex.join(sys.argv[2:] if sys.argv[1:2] == ['evaluate'] else sys.argv[1:])}"
 
 
 def _report(step: Step) -> None:

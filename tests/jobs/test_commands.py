@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import duckdb
@@ -55,6 +57,27 @@ def job_file(tmp_path, write_manifest):
         "budget: {retention: 0.3}\ngeneration: {max_new_tokens: 4}\n"
     )
     return path
+
+
+def test_a_job_that_is_told_to_end_hands_on_its_lease(tmp_path, write_manifest, short):
+    rows = [{"uri": str(write_video(tmp_path / f"{n}.mp4", frames=10))} for n in range(60)]
+    words = ["-m", "jobs.caption", "--config", "configs/demo-caption.yaml", f"manifest={write_manifest(rows)}"]
+    process = subprocess.Popen(
+        [sys.executable, *words, f"output={tmp_path}/out", "cluster.decoders=1", "cluster.rows_per_shard=2"],
+        cwd=ROOT,
+        env={**os.environ, "RAY_TMPDIR": str(short), "RAY_ADDRESS": ""},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not list(tmp_path.glob("out/results/*/*.parquet")):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert json.loads((tmp_path / "out/runs/lease.json").read_text())["released"]
+    [summary] = tmp_path.glob("out/runs/*/summary.json")
+    assert json.loads(summary.read_text())["exit_status"] == 130
 
 
 def test_the_caption_job_from_the_command_line(job_file, tmp_path, short):

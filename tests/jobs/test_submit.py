@@ -1,12 +1,16 @@
-"""`ray job submit` to a real cluster, from a working directory that holds the sources and nothing else."""
+"""Jobs sent to a real cluster, from a working directory that holds the sources and nothing else."""
 
+import json
 import os
+import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -25,9 +29,10 @@ RAY = str(Path(sys.executable).parent / "ray")
 
 def environment() -> dict[str, str]:
     """Ours, without another cluster's address, and without tokens: whether this machine has one must not matter."""
-    left_out = ("RAY_ADDRESS", "PYTHONPATH", "RAY_AUTH_TOKEN")
+    left_out = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "PYTHONPATH", "RAY_AUTH_TOKEN")
     kept = {name: value for name, value in os.environ.items() if name not in left_out}
-    return kept | {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # a job's `python` is the one that its node finds
+    return kept | {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "PATH": path}
 
 
 def free_ports(count: int) -> list[int]:
@@ -41,8 +46,8 @@ def free_ports(count: int) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def cluster_address():
-    """The address of the job server of a cluster that `ray start --head` made; it ends with the tests."""
+def cluster():
+    """A cluster that `ray start --head` made: the address of its job server, and its folder. It ends with the tests."""
     gcs, dashboard, agent, client, metrics = free_ports(5)
     with tempfile.TemporaryDirectory(prefix="hv") as folder:
         log = Path(folder, "head.log")
@@ -60,13 +65,18 @@ def cluster_address():
             )
         try:
             wait_for_job_server(dashboard, head, log)
-            yield f"http://127.0.0.1:{dashboard}"
+            yield f"http://127.0.0.1:{dashboard}", Path(folder)
         finally:
             started = psutil.Process(head.pid).children(recursive=True)
             head.terminate()  # upon which it ends its children, one after the other and with patience
             for left in psutil.wait_procs([*started, psutil.Process(head.pid)], timeout=8)[1]:
                 left.kill()
             head.wait(timeout=60)
+
+
+@pytest.fixture
+def cluster_address(cluster):
+    return cluster[0]
 
 
 def wait_for_job_server(port: int, head: subprocess.Popen, log: Path) -> None:
@@ -89,44 +99,142 @@ def sources(tmp_path_factory):
     return folder
 
 
-def submit(address: str, sources: Path, *words: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [
-            *(RAY, "job", "submit", "--address", address, "--working-dir", str(sources), "--"),
-            *(sys.executable, "-m", "jobs.caption", *words),
-        ],
-        cwd=sources.parent,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=580,
-    )
-
-
-def test_a_submitted_job_writes_its_results_and_succeeds(cluster_address, sources, tmp_path):
-    for n in range(2):
-        write_video(tmp_path / "videos" / f"{n}.mp4", frames=8)
-    job = sources / "job.yaml"
-    job.write_text(f"task: caption\nmanifest: {tmp_path}/videos\noutput: {tmp_path}/out\n")
-    run = submit(cluster_address, sources, "--config", "job.yaml", *SMALL)
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert "2 answered of 2" in run.stdout
-    [file] = (tmp_path / "out" / "results").rglob("*.parquet")
-    assert pq.ParquetFile(file).read(["status"]).to_pylist() == [{"status": "ok"}] * 2
-
-
-@pytest.mark.parametrize(
-    ("given", "told"),
-    [
-        ("manifest=/no/such/manifest.jsonl", "error: "),
-        ("failures.max_failed_share=0.1", "1 of 2 rows failed (50.0%)"),
-    ],
-)
-def test_a_job_that_fails_fails_its_submission(cluster_address, sources, tmp_path, given, told):
+@pytest.fixture
+def job_file(sources, tmp_path):
+    """A caption job over one good and one bad video, in the working directory."""
     write_video(tmp_path / "videos" / "good.mp4", frames=4)
     (tmp_path / "videos" / "bad.mp4").write_text("not a video")
     job = sources / "job.yaml"
-    job.write_text(f"task: caption\nmanifest: {tmp_path}/videos\noutput: {tmp_path}/out\n")
-    run = submit(cluster_address, sources, "--config", "job.yaml", *SMALL, given)
-    assert run.returncode != 0
-    assert told in run.stdout + run.stderr
+    job.write_text(f"task: caption\nname: small\nmanifest: {tmp_path}/videos\noutput: {tmp_path}/out\n")
+    return job
+
+
+def start(sources: Path, *words: str, **variables: str) -> subprocess.Popen:
+    """`hieravid submit …` as a user starts it in the working directory."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "jobs.hieravid", "submit", *words],
+        cwd=sources,
+        env=environment() | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def submit(sources: Path, *words: str, **variables: str) -> subprocess.CompletedProcess:
+    process = start(sources, *words, **variables)
+    out, err = process.communicate(timeout=580)
+    return subprocess.CompletedProcess(words, process.returncode, out, err)
+
+
+def rows_of(output: Path) -> list[dict]:
+    return [row for file in output.rglob("results/**/*.parquet") for row in pq.ParquetFile(file).read().to_pylist()]
+
+
+def test_ray_job_submit_of_a_checkout_succeeds(cluster_address, sources, tmp_path):
+    for n in range(2):
+        write_video(tmp_path / "videos" / f"{n}.mp4", frames=8)
+    (sources / "job.yaml").write_text(f"task: caption\nmanifest: {tmp_path}/videos\noutput: {tmp_path}/out\n")
+    command = [RAY, "job", "submit", "--address", cluster_address, "--working-dir", str(sources), "--"]
+    command += [sys.executable, "-m", "jobs.caption", "--config", "job.yaml", *SMALL]
+    run = subprocess.run(
+        command, cwd=sources.parent, env=environment(), capture_output=True, text=True, timeout=580, check=False
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "2 answered of 2" in run.stdout
+    assert [row["status"] for row in rows_of(tmp_path / "out")] == ["ok"] * 2
+
+
+def hieravid(sources: Path, *words: str, status: int = 0) -> str:
+    """What the installed command prints."""
+    command = [str(Path(sys.executable).parent / "hieravid"), *words]
+    run = subprocess.run(command, cwd=sources, env=environment(), capture_output=True, text=True, timeout=580)
+    assert run.returncode == status, run.stdout + run.stderr
+    return run.stdout
+
+
+def test_the_path_of_a_newcomer(cluster_address, sources, job_file, tmp_path):
+    job = ("--config", "job.yaml", *SMALL, "failures.max_failed_share=0.5")
+    output = str(tmp_path / "out")
+
+    told = hieravid(sources, "doctor", *job, "--address", cluster_address, "--json")
+    assert {one["status"] for one in json.loads(told)["checks"]} <= {"ok", "warn", "skipped"}
+
+    plan = json.loads(hieravid(sources, "plan", *job, "--json"))
+    assert (plan["rows"], plan["videos"], plan["sampled_videos"]) == (2, 2, 2)
+    assert plan["sample_failures"] == {"decode_failed": 1}
+
+    assert "1 answered of 2" in hieravid(sources, "submit", "caption", *job, "--address", cluster_address)
+    [run] = json.loads(hieravid(sources, "status", output, "--json"))["runs"]
+    assert (run["rows"], run["ok"], run["errors"], run["exit_status"]) == (2, 1, 1, 0)
+    [ok] = [row for row in rows_of(tmp_path / "out") if row["status"] == "ok"]
+    assert ok["video_tokens"] == plan["chosen"]["video_tokens"]
+
+    [failure] = json.loads(hieravid(sources, "query", output, "failures", "--format", "json"))
+    assert (failure["error_code"], failure["rows"]) == ("decode_failed", 1)
+
+
+def test_a_submission_ends_as_its_job_does_and_tells_no_secret(cluster, sources, job_file, tmp_path):
+    cluster_address, folder = cluster
+    secret = "planted-Secret-9b1d"
+    (sources / ".env").write_text(f"AWS_SECRET_ACCESS_KEY={secret}")
+    run = submit(
+        *(sources, "caption", "--config", "job.yaml", "--address", cluster_address),
+        *(*SMALL, "generation.prompt=What's in it; $HOME or `this`?", "failures.max_failed_share=0.5"),
+        **{"AWS_SECRET_ACCESS_KEY": secret, "HF_TOKEN": secret},
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "1 answered of 2" in run.stdout
+    assert "all nodes must see it" in run.stderr
+    rows = rows_of(tmp_path / "out")
+    assert sorted(row["status"] for row in rows) == ["error", "ok"]
+    assert {row["prompt"] for row in rows} == {"What's in it; $HOME or `this`?"}
+    jobs = json.loads(urllib.request.urlopen(f"{cluster_address}/api/jobs/").read())
+    [job] = [job for job in jobs if job["submission_id"].startswith("small-")]
+    assert job["submission_id"] in run.stderr
+    assert job["entrypoint"] == "python -m jobs.caption --config hieravid-job.yaml"
+    assert {"name", "task", "manifest", "output", "config_sha256", "version"} <= job["metadata"].keys()
+    assert (job["metadata"]["name"], job["metadata"]["output"]) == ("small", f"{tmp_path}/out")
+    assert set(job["runtime_env"]) <= {"working_dir", "_ray_release", "_ray_commit"}
+    assert secret not in run.stdout + run.stderr + json.dumps(jobs)
+    arrived = [path for path in (folder / "session_latest").resolve().rglob("*") if path.is_file()]
+    assert "hieravid-job.yaml" in {path.name for path in arrived}
+    assert ".env" not in {path.name for path in arrived}
+    assert [path for path in arrived if secret.encode() in path.read_bytes()] == []
+
+
+@pytest.mark.parametrize(
+    ("given", "status", "told"),
+    [
+        ("manifest=/no/such/manifest.jsonl", 2, "error: cannot read /no/such/manifest.jsonl"),
+        ("failures.max_failed_share=0.1", 1, "1 of 2 rows failed (50.0%)"),
+    ],
+)
+def test_a_job_that_fails_hands_on_its_exit_status(cluster_address, sources, job_file, given, status, told):
+    run = submit(sources, "caption", "--config", "job.yaml", "--address", cluster_address, *SMALL, given)
+    assert run.returncode == status, run.stdout + run.stderr
+    assert told in run.stdout
+
+
+def test_an_interrupted_submission_leaves_the_job_at_work(cluster_address, sources, job_file, tmp_path):
+    words = ("caption", "--config", "job.yaml", "--address", cluster_address, *SMALL, "failures.max_failed_share=0.5")
+    process = start(sources, *words)
+    for line in process.stderr:
+        if "sent " in line:
+            job_id = line.partition(":")[0]
+            break
+    time.sleep(3)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 130
+    assert f"the job {job_id} goes on" in err
+    assert f"ray job logs --follow --address {cluster_address} {job_id}" in err
+    followed = subprocess.run(
+        shlex.split(next(line for line in err.splitlines() if line.startswith("follow")).partition(" ")[2]),
+        env=environment() | {"PATH": f"{Path(RAY).parent}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert "1 answered of 2" in followed.stdout
+    assert len(rows_of(tmp_path / "out")) == 2
