@@ -19,10 +19,10 @@ _LETTERS_A_LINE = 165
 _INK = "#111111"
 
 
-def lines_of(text: str) -> list[str]:
-    """A text in lines that fit the page; what cannot be printed becomes U+FFFD, line breaks a space."""
+def lines_of(text: str, width: int = WIDTH) -> list[str]:
+    """A text in lines that fit `width`; what cannot be printed becomes U+FFFD, line breaks a space."""
     printable = "".join(letter if letter.isprintable() or letter.isspace() else "\ufffd" for letter in text)
-    return textwrap.wrap(printable, _LETTERS_A_LINE)
+    return textwrap.wrap(printable, max(1, _LETTERS_A_LINE * width // WIDTH))
 
 
 class Page:
@@ -61,10 +61,14 @@ class Page:
         size = (width / WIDTH, height / self._height)
         self._figure.add_artist(Rectangle(corner, *size, facecolor=color, edgecolor="none"))
 
+    def pixels(self) -> np.ndarray:
+        """The sheet as uint8 [height, WIDTH, 3]."""
+        self._canvas.draw()
+        return np.asarray(self._canvas.buffer_rgba())[..., :3]
+
     def png(self) -> bytes:
         """The sheet in 256 colours, spread over all that occur: small things keep theirs at a third of the bytes."""
-        self._canvas.draw()
-        pixels = Image.fromarray(np.asarray(self._canvas.buffer_rgba())[..., :3])
+        pixels = Image.fromarray(self.pixels())
         palette = pixels.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE)
         out = io.BytesIO()
         palette.save(out, "PNG", optimize=True)

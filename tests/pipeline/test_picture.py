@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 from matplotlib._pylab_helpers import Gcf
 from PIL import Image
+from typer.testing import CliRunner
 
+from jobs.show import app
 from pipeline.engine import TokenTrace
-from pipeline.picture import _SEGMENT_COLORS, Panel, draw_tokens, main
-from pipeline.picture_paint import Fates, paint_frame
+from pipeline.picture import _SEGMENT_COLORS, Panel, draw_tokens
+from pipeline.picture_film import draw_film
+from pipeline.picture_paint import Fates, fates_of, paint_frame
 from pipeline.tiny.clips import write_video
 from pipeline.tiny.world import make_clip
 from pruning import VideoGrid
@@ -37,9 +40,15 @@ def make_trace(frames=3, rows=2, columns=3):
     )
 
 
+def make_fates(alive_until):
+    """Fates without a merged token."""
+    none = np.zeros(alive_until.shape, int)
+    return Fates(LAYERS, alive_until, none.astype(bool), none.astype(bool), none)
+
+
 def paint(alive_until, merged=False, holders=False, level=200):
     """A grey frame of 2 x 2 tokens with one token's fate at the upper left; returns the tokens' inner pixels."""
-    fates = Fates(LAYERS, np.full((2, 2), LAYERS), np.zeros((2, 2), bool), np.zeros((2, 2), bool))
+    fates = make_fates(np.full((2, 2), LAYERS))
     fates.alive_until[0, 0], fates.merged[0, 0], fates.holders[0, 0] = alive_until, merged, holders
     painted = paint_frame(np.full((9, 9, 3), level, np.uint8), fates, 40, 60)
     assert painted.shape == (40, 60, 3)
@@ -58,7 +67,7 @@ def test_the_earlier_a_token_goes_the_darker_it_is():
 
 
 def test_tokens_divide_a_frame_of_any_shape_evenly():
-    fates = Fates(LAYERS, np.array([[0, LAYERS, LAYERS]]), np.zeros((1, 3), bool), np.zeros((1, 3), bool))
+    fates = make_fates(np.array([[0, LAYERS, LAYERS]]))
     frame = np.zeros((10, 90, 3), np.uint8)
     frame[:, 30:60], frame[:, 60:] = (250, 0, 0), (0, 250, 0)
     painted = paint_frame(frame, fates, 5, 60)
@@ -84,7 +93,7 @@ def test_a_token_that_holds_others_is_outlined():
 
 def test_what_stays_has_a_rim_where_something_goes():
     assert paint(LAYERS, level=10)[0].max() == 10
-    fates = Fates(LAYERS, np.array([[0, LAYERS]]), np.zeros((1, 2), bool), np.zeros((1, 2), bool))
+    fates = make_fates(np.array([[0, LAYERS]]))
     painted = paint_frame(np.full((4, 4, 3), 10, np.uint8), fates, 10, 20)
     assert painted[5, 10].min() > 150
     assert painted[:, 11:].max() == 10
@@ -174,30 +183,100 @@ def test_tokens_without_a_rectangle_are_refused():
         draw_tokens(np.zeros((3, 9, 9, 3), np.uint8), [])
 
 
-def test_the_command_draws_a_real_video(tmp_path):
-    video = tmp_path / "clip.mp4"
-    write_video(dataclasses.replace(make_clip(1_000_001), duration_s=4.0, fps=8), video)
+def test_a_merged_run_has_one_colour_and_its_neighbours_have_others():
+    tokens = np.arange(18)
+    into = np.concatenate((tokens[:6], tokens[:6], tokens[:6]))  # frames 2 and 3 live on in frame 1
+    runs = [fates.run for fates in fates_of(panel(merged_into=into).trace)]
+    assert (runs[0] == runs[1]).all()
+    assert (runs[0] == runs[2]).all()
+    assert len(np.unique(runs[0])) == 6
+
+    def color(run):
+        fates = dataclasses.replace(make_fates(np.full((1, 1), LAYERS)), holders=np.ones((1, 1), bool))
+        return tuple(paint_frame(np.zeros((4, 4, 3), np.uint8), dataclasses.replace(fates, run=run), 8, 8)[0, 0])
+
+    assert len({color(np.full((1, 1), run)) for run in range(7)}) == 7
+
+
+@pytest.mark.parametrize("kind", ["gif", "webp"])
+def test_a_film_runs_through_the_frames_with_the_panels_side_by_side(kind):
+    frames = np.zeros((3, 18, 32, 3), np.uint8)
+    frames[1] = (10, 220, 30)
+    gone = np.full(18, LAYERS)
+    gone[6:12] = 0
+    film = Image.open(io.BytesIO(draw_film(frames, [panel("all", "a circle"), panel("few", alive_until=gone)], kind)))
+    assert film.format == kind.upper()
+    assert (film.n_frames, film.info["loop"], film.width) == (3, 0, 1280)
+    green = []
+    for number in range(3):
+        film.seek(number)
+        pixels = np.asarray(film.convert("RGB")).astype(int)
+        green.append([(half[..., 1] - half[..., 0] > 120).mean() for half in np.split(pixels, 2, axis=1)])
+    assert green[1][0] > 0.2
+    assert green[1][1] < 0.01
+    assert max(green[0] + green[2]) < 0.01
+
+
+def test_a_film_takes_no_more_panels_than_fit():
+    frames = np.zeros((3, 9, 9, 3), np.uint8)
+    for count in (0, 7):
+        with pytest.raises(ValueError, match="1 to 6 panels"):
+            draw_film(frames, [panel()] * count, "gif")
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    path = tmp_path_factory.mktemp("videos") / "clip.mp4"
+    write_video(dataclasses.replace(make_clip(1_000_001), duration_s=4.0, fps=8), path)
+    return path
+
+
+def show(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_the_command_draws_a_real_video(video, tmp_path):
     out = tmp_path / "pictures" / "clip.png"
-    main([str(video), "--prompt", "what is $5?", "--retention", "0.5", "0.1", "--out", str(out)])
+    result = show(video, "--question", "what is $5?", "--retention", "0.5", "--retention", "0.1", "--out", out)
+    assert result.exit_code == 0, result.output
     picture = read(out.read_bytes())
     assert picture.shape[1] == 1280
     assert out.stat().st_size < 250_000
 
 
+def test_the_command_takes_a_job_file_and_makes_films(video, tmp_path):
+    job = tmp_path / "job.yaml"
+    job.write_text(
+        "task: caption\nmanifest: none\noutput: none\nbudget: {retention: 0.2}\nvideo: {frames: 4}\n"
+        "generation: {max_new_tokens: 4}\n"
+    )
+    out = tmp_path / "clip.webp"
+    result = show(video, "pruning.method=uniform", "--config", job, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert Image.open(out).n_frames == 4
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--retention", "2"], "retention must be in"), (["--model", "builtin:large"], "no built-in model")],
+    [
+        (["--retention", "2"], "--retention 2 is not allowed"),
+        (["--retention", "0.01", "pruning.method=fastv"], "retention"),
+        (["model.source=builtin:large"], "no built-in model"),
+        (["--out", "tokens.bmp"], "a name that ends in .png, .gif, .webp is needed"),
+        (["modle.source=x"], "modle"),
+    ],
 )
-def test_the_command_names_mistakes(tmp_path, capsys, arguments, message):
-    video = tmp_path / "clip.mp4"
-    write_video(dataclasses.replace(make_clip(1_000_001), duration_s=4.0, fps=4), video)
-    with pytest.raises(SystemExit) as stop:
-        main([str(video), "--prompt", "what", "--out", str(tmp_path / "x.png"), *arguments])
-    assert stop.value.code == 2
-    assert message in capsys.readouterr().err
+def test_the_command_names_mistakes(video, arguments, message):
+    result = show(video, *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
-def test_the_command_names_a_missing_video(tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        main([str(tmp_path / "no.mp4"), "--prompt", "what", "--out", str(tmp_path / "x.png")])
-    assert "no.mp4: this is no file" in capsys.readouterr().err
+def test_the_command_names_a_video_that_cannot_be_read(tmp_path):
+    (tmp_path / "text.mp4").write_text("no video")
+    for name, message in (("no.mp4", "not found"), ("text.mp4", "text.mp4")):
+        result = show(tmp_path / name, "--out", tmp_path / "x.png")
+        assert result.exit_code == 2
+        assert message in result.stderr
+    assert not (tmp_path / "x.png").exists()
