@@ -252,6 +252,14 @@ class FailuresConfig(Section):
     )
 
 
+class ReportConfig(Section):
+    """What a run keeps for its report."""
+
+    samples: Integer = Field(
+        8, ge=0, le=1000, description="a whole number from 0 to 1000: rows of which about so many pictures are kept"
+    )
+
+
 class JobConfig(Section):
     """A whole job, validated. `pruning` holds the budget's retention; one that is derived is put there by `settled`."""
 
@@ -271,6 +279,7 @@ class JobConfig(Section):
     generation: GenerationConfig = Field(GenerationConfig(), description="a section of keys and values")
     cluster: ClusterConfig = Field(ClusterConfig(), description="a section of keys and values")
     failures: FailuresConfig = Field(FailuresConfig(), description="a section of keys and values")
+    report: ReportConfig = Field(ReportConfig(), description="a section of keys and values")
 
     @field_validator("pruning", mode="before")
     @classmethod

@@ -29,6 +29,7 @@ from pipeline.progress import OnProgress, Progress
 from pipeline.resolve import resolve_method, resolve_pruning
 from pipeline.results import Committed
 from pipeline.resume import Redo, Work, find_work
+from pipeline.row_samples import RowSamples
 from pipeline.run_cluster import choose_pools, cluster
 from pipeline.storage import check_writable
 from pipeline.summary import RunSummary
@@ -144,6 +145,7 @@ def _answer(
                 "load": load or _engine_loader(model, pools),
                 "pruning": config.pruning,
                 "sampling": config.generation.model_dump(exclude={"prompt"}),
+                "samples": RowSamples.among(work.tasks, config.report.samples) if config.report.samples else None,
             }
             if steering is not None:
                 answerer["retention"] = retention = SharedRetention(steering.retention)

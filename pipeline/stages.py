@@ -27,6 +27,7 @@ from pipeline.errors import RowError
 from pipeline.frame_size import FrameSize
 from pipeline.remote_file import FileChanged, RemoteFile
 from pipeline.results import blank_row, error_row, parse_option
+from pipeline.row_samples import RowSamples
 from pipeline.stages_tables import DECODED_SCHEMA, MEASURED, PLAIN_COLUMNS, pack_answers
 from pipeline.storage import fetch_errors, local_path
 from pipeline.suspects import Suspects, WorkerDied
@@ -176,13 +177,16 @@ class Answerer:
         retries: int = 0,
         attempts: Attempts | None = None,
         retention: Callable[[], float] | None = None,
+        samples: RowSamples | None = None,
     ) -> None:
         """`load` gets the model in the actor; `sampling` holds what Request takes from the job's `generation`.
 
         `attempts` tells of videos that this process's like has died of; they get `retries` further attempts.
-        `retention` tells that of the next video, where it is not the one of `pruning` for all.
+        `retention` tells that of the next video, where it is not the one of `pruning` for all. Of `samples` a
+        picture is kept.
         """
         self._retention = retention
+        self._samples = samples
         self._suspects = Suspects("generate", attempts, retries)
         engine = load()
         self.stream = AnswerStream(engine, pruning)
@@ -225,6 +229,9 @@ class Answerer:
                 row = self._failed(group, item, outcome.result, attempts)
             else:
                 row = self._answered(group, item, outcome.result, attempts)
+                if self._samples is not None and outcome.result.trace is not None:
+                    told = (item["item_id"], item["video_id"], item["prompt"])
+                    self._samples.keep(group["shard"], *told, frames, outcome.result)
             row["frames"] = group["shape"][0]
             row["wait_ms"] = max(0.0, (outcome.begun_at - group["decoded_at"]).total_seconds() * 1e3)
             rows.append(row)
@@ -245,6 +252,7 @@ class Answerer:
             duration_s=group["duration_s"],
             video_key=group["group"],
             retention=retention if item["retention"] is None else item["retention"],
+            is_traced=self._samples is not None and self._samples.holds(item["video_id"], item["prompt"]),
             **chosen,
         )
 

@@ -22,6 +22,7 @@ _TIME = pa.timestamp("us", tz="UTC")
 ITEM = pa.struct(
     [
         ("item_id", pa.string()),
+        ("video_id", pa.string()),
         ("prompt", pa.string()),
         ("options", pa.list_(pa.string())),
         ("retention", pa.float64()),

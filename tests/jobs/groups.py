@@ -11,6 +11,7 @@ from pipeline.stages_tables import GROUP_SCHEMA
 def item(name: str, **given) -> dict:
     return {
         "item_id": name,
+        "video_id": name,
         "prompt": f"about {name}",
         "options": None,
         "retention": None,

@@ -81,10 +81,13 @@ def test_a_job_answers_every_row_of_a_mixed_manifest(job, results, summary_on_di
         "cluster.rows_per_shard=5",
         "cluster.batch_size=3",
         "cluster.decoders=2",
+        "report.samples=1000",
         on_progress=told.append,
     )
 
     found = results()
+    samples = {path.name for path in tmp_path.glob("out/runs/*/samples/*")}
+    assert samples == {f"{row['item_id']}.{kind}" for row in found if row["answer"] for kind in ("json", "webp")}
     assert len(found) == len(rows) == len({row["item_id"] for row in found})
     assert set(RESULT_COLUMNS) <= set(found[0])
     asked = Counter((row["uri"], row["question"]) for row in rows if "https" not in row["uri"])
