@@ -6,7 +6,7 @@ DEMO_CLIPS ?= 24
 PY := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: demo test soak lint scores policies evaluate ablate lmms clean
+.PHONY: demo test soak docs lint scores policies evaluate ablate lmms clean
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
@@ -78,6 +78,10 @@ test: lint
 # same commit it goes on with what has not passed.
 soak: $(READY)
 	$(PY) -m pytest -m soak --soak-record tests/soak.json
+
+# What is generated from the code; a test fails where it is not current.
+docs: $(READY)
+	$(PY) -m pipeline.config_reference > configs/README.md
 
 lint: $(READY)
 	$(PY) -m ruff check .
