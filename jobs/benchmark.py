@@ -1,4 +1,4 @@
-"""Measure speed on this machine: `python -m jobs.benchmark pruning`, `engine` or `decode`, with `--json FILE`."""
+"""Measure speed on this machine: `python -m jobs.benchmark pruning`, `engine`, `decode` or `pipeline`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rich.table import Table
 
 from jobs.benchmark_decode import decode
 from jobs.benchmark_engine import engine
+from jobs.benchmark_pipeline import pipeline
 from pipeline.benchmark.machine import describe_machine
 from pipeline.benchmark.picks import MARGIN
 from pipeline.benchmark.pruning import MAX_BLOCK, NUM_LAYERS, RETENTIONS, SEGMENTS, Row, benchmark_pruning
@@ -22,6 +23,7 @@ from pipeline.benchmark.pruning import MAX_BLOCK, NUM_LAYERS, RETENTIONS, SEGMEN
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 app.command()(engine)
 app.command()(decode)
+app.command()(pipeline)
 
 
 @app.callback()

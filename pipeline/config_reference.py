@@ -14,7 +14,7 @@ from pruning import PruningConfig
 _HEAD = """# Job files
 
 The files here are templates and demos; a job file may hold these keys. Each can be given on the command line as
-`key.path=value`, over the file's; a preset and a calibration come before the file, a manifest row's own columns after all.
+`key.path=value`, over the file's; a preset and a calibration come before the file, a manifest row's columns after.
 A key that is not here, or a value that is not allowed, is answered in one line before anything starts.
 
 This page is generated from the models that check a job file (`make docs`).
