@@ -88,8 +88,7 @@ def _begun(output: str) -> list[str]:
 
 
 def _has_begun(output: str, run_id: str) -> bool:
-    folder = run_folder(output, run_id)
-    return exists(join(folder, "plan.json")) or exists(join(folder, "summary.json"))
+    return read_record(output, run_id) is not None or exists(join(run_folder(output, run_id), "summary.json"))
 
 
 def _found(output: str, run_id: str) -> FoundRun:

@@ -7,12 +7,12 @@ import pytest
 
 from tests.faults.cluster import raylets
 
-pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.timeout(1800)
 
 
 def test_a_job_outlives_its_actors_and_a_node_and_goes_on_with_another(cluster, night):
-    job = night(60)
-    driver = job.start(cluster.address, "cluster.answerers=2")
+    job = night(40)
+    driver = job.start(cluster.address, "cluster.decoders=1", "cluster.answerers=2")
     driver.wait_until("answer", rows=8)
     cluster.kill_worker("Decoder")
     cluster.kill_worker("Answerer")
@@ -22,6 +22,7 @@ def test_a_job_outlives_its_actors_and_a_node_and_goes_on_with_another(cluster, 
     job.finish(driver)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("stage", ["Decoder", "Answerer"])
 def test_actors_of_a_stage_that_die_again_and_again(cluster, night, stage):
     job = night(120)
@@ -32,6 +33,7 @@ def test_actors_of_a_stage_that_die_again_and_again(cluster, night, stage):
     job.finish(driver)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("seed", range(3))
 def test_nodes_come_and_go(cluster, night, seed):
     chance = random.Random(seed)
@@ -44,6 +46,7 @@ def test_nodes_come_and_go(cluster, night, seed):
     job.finish(driver)
 
 
+@pytest.mark.soak
 def test_answerers_come_with_the_nodes_that_have_room_for_them(environment, night):
     with raylets(environment, workers=0, cpus=2) as cluster:
         cluster.add_node(gpus=1)
@@ -62,6 +65,7 @@ def test_answerers_come_with_the_nodes_that_have_room_for_them(environment, nigh
         job.finish(driver)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("stage", ["Decoder", "Answerer"])
 def test_what_a_node_had_that_nothing_replaces_is_done_by_the_other(environment, night, stage):
     with raylets(environment, workers=2, cpus=1) as cluster:  # one actor fills a node
