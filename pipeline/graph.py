@@ -21,6 +21,7 @@ import ray.data
 from ray.data.exceptions import ExecutionTimeoutError
 
 from pipeline.attempts import SharedAttempts, load_or_give_up, start_attempts
+from pipeline.block_stats import ForgetBlockStats
 from pipeline.errors import ClusterError
 from pipeline.pools import Pools, actor_pool, fitted
 from pipeline.stages import VIDEOS_AT_ONCE, Answerer, Decoder
@@ -150,6 +151,9 @@ def _context(stall_timeout_s: float) -> ray.data.DataContext:
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # What Ray Data would gather of each task and keep of each block, nobody reads.
+    context.memory_usage_poll_interval_s = None
+    context.custom_execution_callback_classes = [ForgetBlockStats]
     # Cut every output into blocks of one row: a group is decoded and sent on by itself. (A repartition
     # step would do so too, but takes a core that a machine of two does not have.)
     context.target_max_block_size = 1
