@@ -124,6 +124,7 @@ def run_command(task: Task, config: Path, overrides: Sequence[str], again: Again
 
 
 def _exit_on_signal(number: int, _: FrameType | None) -> None:
+    complain("told to end; what is committed stays, and the same command does the rest")
     sys.exit(128 + number)
 
 
@@ -253,7 +254,8 @@ def show_summary(summary: RunSummary) -> None:
     Console().print(table)
     # Not through rich, which would break paths and commands at the width of the terminal.
     print(f"results  {summary.results}")
-    print(f"query    {query_command(summary.results)}")
+    place = summary.output if "**" in summary.results else f"{summary.output}/runs/{summary.run_id}"
+    print(f"query    {query_command(place)}")
 
 
 def summary_rows(summary: RunSummary) -> list[tuple[str, str]]:
@@ -271,12 +273,22 @@ def summary_rows(summary: RunSummary) -> list[tuple[str, str]]:
         ("failed", failed),
         ("videos/min", _or_none(summary.videos_per_min, "{:,.1f}")),
         ("video tokens", f"{summary.video_tokens:,} in → {summary.kept_tokens:,} kept"),
-        ("mean retention", f"{_or_none(summary.retention_mean, '{:.3f}')} (asked {summary.retention_requested:g})"),
+        ("mean retention", f"{_or_none(summary.retention_mean, '{:.3f}')} ({_asked(summary)})"),
         ("busy", f"{busy_s:,.1f} s" + (f": {', '.join(shares)}" if shares else "")),
         ("at work", f"{decoding_s / working_s:.2g} decoders and {answering_s / working_s:.2g} answerers, on average"),
         ("waiting", f"{summary.wait_ms / max(1, summary.rows) / 1e3:,.1f} s a row from decoder to model"),
         ("took", f"{summary.elapsed_s:,.1f} s, {starting_s:,.1f} s of it starting and stopping"),
     ]
+
+
+def _asked(summary: RunSummary) -> str:
+    """What was asked for, and for a budget of hours what the rows took."""
+    if summary.retention_requested is not None:
+        return f"asked {summary.retention_requested:g}"
+    [(key, amount)] = summary.budget.items()
+    worked = f", {(summary.working_s or 0.0) / 3600:.3g} h worked" if key in ("gpu_hours", "deadline", "usd") else ""
+    unit = " s" if key == "deadline" else ""
+    return f"chosen for {key} {amount:g}{unit}{worked}"
 
 
 def _or_none(value: float | None, form: str) -> str:
@@ -287,9 +299,9 @@ def _codes(summary: RunSummary) -> str:
     return ", ".join(f"{code} {count}" for code, count in summary.error_codes.items())
 
 
-def query_command(results: str) -> str:
-    """A shell command that reads result files with DuckDB."""
-    files = results.replace("'", "''")
-    sql = f"SELECT video_id, answer, retention_achieved, total_ms FROM '{files}' LIMIT 20"  # noqa: S608  # shown, not run
-    remote = "import fsspec; duckdb.register_filesystem(fsspec.filesystem('s3')); " if "://" in results else ""
-    return shlex.join([sys.executable, "-c", f"import duckdb; {remote}duckdb.sql({sql!r}).show()"])
+def query_command(place: str) -> str:
+    """A shell command that shows some results of an output or a run folder."""
+    installed = Path(sys.executable).with_name("hieravid")
+    command = [str(installed)] if installed.exists() else [sys.executable, "-m", "jobs.hieravid"]
+    sql = "SELECT video_id, answer, retention_achieved, total_ms FROM results LIMIT 20"
+    return shlex.join([*command, "query", place, sql])

@@ -138,7 +138,7 @@ def _details(run: RunStatus) -> Table:
     }
     if run.remaining_s is not None:
         lines["remaining"] = f"about {run.remaining_s / 60:,.0f} min"
-    if run.state == "broken off":
+    if run.state in ("broken off", "interrupted", "failed") and run.left:
         lines["next"] = "start the job again: the same command does the rest"
     summary = run.summary or {}
     if isinstance(kept := summary.get("retention_mean"), float):

@@ -9,7 +9,8 @@ from datetime import datetime
 from functools import partial
 from typing import Literal
 
-from pipeline.config import JobConfig
+from pipeline.budget.allowance import Allowance
+from pipeline.config import BudgetConfig, JobConfig
 from pipeline.error_budget import Standing
 from pipeline.errors import ERROR_CODES, UserError
 from pipeline.item_ids import KnownItems
@@ -65,16 +66,16 @@ class Work:
             failed=max(0, summaries.errors(plans) - again),
         )
 
-    def share_of_budget(self, summaries: SummaryFiles) -> tuple[float, float]:
-        """How much of the job's budget is for these tasks, and how many seconds of that earlier starts have spent.
+    def allowance(self, budget: BudgetConfig, summaries: SummaryFiles) -> Allowance:
+        """What of the job's budget is for these tasks.
 
         A run that was broken off goes on with what it has left; rows that are answered again get their share anew.
         """
         plans = {plan.run_id: plan for plan, _ in self.tasks}
         if any(shard.partial for _, shard in self.tasks):
             to_do = sum(shard.rows for _, shard in self.tasks)
-            return to_do / sum(plan.rows for plan in plans.values()), 0.0
-        return 1.0, summaries.earlier_s(plans)
+            return Allowance(budget, to_do / sum(plan.rows for plan in plans.values()))
+        return Allowance(budget, 1.0, *summaries.spent_s(plans))
 
 
 def find_work(config: JobConfig, fingerprint: str, now: datetime, redo: Redo | None, check: Callable[[], None]) -> Work:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, closing, suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pipeline.answer_stream import Engine
-from pipeline.budget.on_cluster import Settled, settle_budget
+from pipeline.budget.allowance import Allowance
+from pipeline.budget.on_cluster import settle_budget
 from pipeline.budget.shared_retention import SharedRetention
 from pipeline.budget.steering import Steering
 from pipeline.collector import Collector
@@ -53,8 +54,8 @@ def run_job(
     A job that is started again goes on: shards of earlier starts that are still open are done, what
     is committed is left alone, unless `redo` asks for it, and only rows that no start has taken on
     are planned. Order: checks that need no cluster, the output's lease, the plan in the run folder,
-    the cluster, the graph, the summaries. A budget from which a retention is to be worked out needs
-    the cluster before the lease: some videos are timed on it.
+    the cluster, the graph, the summaries. Where a retention is to be worked out from the budget, some
+    videos are timed on the cluster before the graph; one out of reach is a UserError only then.
 
     The answer tells of the run that was done, of all together where a start went on with several,
     and of the latest where nothing was left to do. `load` replaces the engine that the answerers
@@ -70,16 +71,8 @@ def run_job(
     check_writable(config.output)
     model = find_model(config.model, report)
     check_job(config, model)
-    with ExitStack() as held:
-        settled = None
-        if config.budget.is_derived:
-            held.enter_context(cluster())
-            config, settled = _settle(resolve_method(config, model.info), model, report)
-        else:
-            config = resolve_pruning(config, model.info)
-        lease = held.enter_context(
-            hold_lease(config.output, f"the job {config.name}", lambda told: report(Progress("wait", note=told)))
-        )
+    config = resolve_method(config, model.info) if config.budget.is_derived else resolve_pruning(config, model.info)
+    with hold_lease(config.output, f"the job {config.name}", lambda told: report(Progress("wait", note=told))) as lease:
         name = fingerprint(config, model.info.model_hash)
         work = find_work(config, name, started_at, redo, lease.check)
         if not work.runs and (latest := read_summary(work.latest.plan)):
@@ -87,15 +80,10 @@ def run_job(
             return replace(latest, exit_status=0)
         summaries = SummaryFiles(work.runs, config, model.info.name, started_at, lease.check)
         collector = Collector(work.tasks, lease.check)
-        steering = None
-        if settled is not None:
-            share, spent_s = work.share_of_budget(summaries)
-            to_answer = collector.total - collector.refused
-            steering = Steering(config.budget, settled.costs, settled.retention, to_answer, share, spent_s)
         try:
             if work.tasks:
                 report(Progress("start", collector.rows, collector.failed, collector.total, _going_on(work)))
-            stopped = _answer(config, model, work, collector, summaries, steering, load, report)
+            stopped = _answer(config, model, work, collector, summaries, load, report)
         except LeaseLost:
             raise  # the summaries are another run's to write now
         except (UserError, ClusterError, KeyboardInterrupt, SystemExit) as error:  # an exit: of SIGTERM, in a job
@@ -108,13 +96,25 @@ def run_job(
         return summary
 
 
-def _settle(config: JobConfig, model: JobModel, report: OnProgress) -> tuple[JobConfig, Settled]:
-    """The job with the retention that its budget comes to, and what that was worked out from."""
+def _steer(
+    config: JobConfig,
+    model: JobModel,
+    pools: Pools,
+    rows: int,
+    allowance: Allowance,
+    started_at: datetime,
+    report: OnProgress,
+) -> Steering:
+    """Work out which retention so many rows begin with, for a budget that is another amount."""
     key = config.budget.key
-    report(Progress("plan", note=f"a few videos are timed, to find the retention that meets budget.{key}"))
-    settled = settle_budget(config, model, choose_pools(config))
-    report(Progress("plan", note=f"budget.{key} comes to a retention of {settled.retention:.4g}"))
-    return config.settled(settled.retention), settled
+
+    def elapsed_s() -> float:
+        return (datetime.now(UTC) - started_at).total_seconds()
+
+    report(Progress("start", note=f"a few videos are timed, to find the retention that meets budget.{key}"))
+    settled = settle_budget(config, model, pools, rows, allowance, elapsed_s())
+    report(Progress("start", note=f"budget.{key} comes to a retention of {settled.retention:.4g}, to begin with"))
+    return Steering(allowance.left(settled.costs.pools, elapsed_s()), settled.costs, settled.retention, rows)
 
 
 def _answer(
@@ -123,7 +123,6 @@ def _answer(
     work: Work,
     collector: Collector,
     summaries: SummaryFiles,
-    steering: Steering | None,
     load: Callable[[], Engine] | None,
     report: OnProgress,
 ) -> bool:
@@ -141,6 +140,12 @@ def _answer(
     if collector.rows < collector.total:
         with cluster(), watch.exporting(pools := choose_pools(config)):
             decoder = decoder_arguments(config, model.info)
+            steering = None
+            if config.budget.is_derived:
+                to_do = collector.total - collector.refused
+                allowance = work.allowance(config.budget, summaries)
+                steering = _steer(config, model, pools, to_do, allowance, summaries.started_at, report)
+                config = config.settled(steering.retention)
             answerer = {
                 "load": load or _engine_loader(model, pools),
                 "pruning": config.pruning,

@@ -205,6 +205,9 @@ def _write(uri: str, data: bytes | Path) -> None:
 
 
 def _write_local(target: Path, data: bytes | Path) -> None:
+    if target.exists() and not target.is_file():
+        # Renaming over it would take a device or a pipe away, as root even /dev/null.
+        raise UserError(f"{target} is not a regular file")
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any
 
@@ -122,8 +122,9 @@ class RunSummary:
     interrupted; after 1, 2, 3 and 130 `rows` of its `manifest_rows` have a result. `started_at` is
     when it first started. `elapsed_s` adds up all starts; `working_s` is the part in which some row
     was between fetch and answer, which `videos_per_min` refers to; the rest is starting and
-    stopping. `stage_ms`, `decode_cpu_ms` and `wait_ms` as in `Tally`. A null: nothing was answered,
-    so there is no such number.
+    stopping. `retention_requested` is null where the `budget`, the one key that was given, is another amount.
+    `stage_ms`, `decode_cpu_ms` and `wait_ms` as in `Tally`. Any other null: nothing was answered, so there is no such
+    number.
     """
 
     run_id: str
@@ -134,7 +135,7 @@ class RunSummary:
     fingerprint: str
     model: str
     pruning_method: str
-    retention_requested: float
+    retention_requested: float | None
     exit_status: int | None
     started_at: str
     finished_at: str
@@ -158,6 +159,7 @@ class RunSummary:
     stage_ms: dict[str, float]
     decode_cpu_ms: float
     wait_ms: float
+    budget: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The content of summary.json."""
@@ -192,10 +194,17 @@ def summarize(tally: Tally, started_at: datetime, elapsed_s: float, **facts: Any
     )
 
 
+def _is_needed(one: Field[Any]) -> bool:
+    """Whether every version of the file has it."""
+    return one.default is MISSING and one.default_factory is MISSING
+
+
 def parse_summary(data: bytes) -> RunSummary | None:
     """What `to_json` wrote; None for anything else."""
     try:
         told = json.loads(data)
-        return RunSummary(**{one.name: told[one.name] for one in fields(RunSummary)})
+        return RunSummary(
+            **{one.name: told[one.name] for one in fields(RunSummary) if one.name in told or _is_needed(one)}
+        )
     except (ValueError, TypeError, KeyError):
         return None

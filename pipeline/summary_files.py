@@ -51,7 +51,7 @@ class SummaryFiles:
     """Counts result files as they are committed, and writes the summary of their run every few seconds.
 
     While it does, `exit_status` in the files is null: a file that is found so belongs to a run
-    whose driver was killed, and is made anew from the result files.
+    whose driver was killed, and is made anew from the result files. `started_at` is when this start began.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class SummaryFiles:
         """
         self._config = config
         self._model = model
-        self._started_at = started_at
+        self.started_at = started_at
         self._before_write = before_write
         self._runs: dict[str, _Run] = {}
         for run in runs:
@@ -82,10 +82,11 @@ class SummaryFiles:
         """How many committed rows of these runs have failed."""
         return sum(tally.errors for run_id in run_ids for tally in self._runs[run_id].files.values())
 
-    def earlier_s(self, run_ids: Iterable[str]) -> float:
-        """How long earlier starts of these runs took, in seconds."""
-        earlier = [self._runs[run_id].earlier for run_id in run_ids]
-        return sum(summary.elapsed_s for summary in earlier if summary is not None)
+    def spent_s(self, run_ids: Iterable[str]) -> tuple[float, float]:
+        """For how many seconds committed rows of these runs were in work, and how many all earlier starts took."""
+        runs = [self._runs[run_id] for run_id in run_ids]
+        worked = add_up(tally for run in runs for tally in run.files.values()).working_s
+        return worked or 0.0, sum(run.earlier.elapsed_s for run in runs if run.earlier is not None)
 
     def add(self, file: Committed) -> None:
         """Count a result file, in the place of an earlier one of the same shard."""
@@ -129,7 +130,7 @@ class SummaryFiles:
             exit_status = int(tally.failed_share > self._config.failures.max_failed_share)
         return summarize(
             tally,
-            datetime.fromisoformat(run.earlier.started_at) if run.earlier else self._started_at,
+            datetime.fromisoformat(run.earlier.started_at) if run.earlier else self.started_at,
             (run.earlier.elapsed_s if run.earlier else 0.0) + self._elapsed_s(),
             exit_status=exit_status,
             run_id=plan.run_id,
@@ -144,7 +145,7 @@ class SummaryFiles:
         complete = all(len(run.files) == len(run.plan.shards) for run in runs)
         return summarize(
             tally,
-            min([self._started_at, *(datetime.fromisoformat(summary.started_at) for summary in earlier)]),
+            min([self.started_at, *(datetime.fromisoformat(summary.started_at) for summary in earlier)]),
             sum(summary.elapsed_s for summary in earlier) + self._elapsed_s(),
             exit_status=int(tally.failed_share > self._config.failures.max_failed_share) if complete else exit_status,
             run_id=plan.run_id,
@@ -154,7 +155,7 @@ class SummaryFiles:
         )
 
     def _elapsed_s(self) -> float:
-        return (datetime.now(UTC) - self._started_at).total_seconds()
+        return (datetime.now(UTC) - self.started_at).total_seconds()
 
     def _facts(self, plan: Plan) -> dict[str, Any]:
         config = self._config
@@ -165,7 +166,8 @@ class SummaryFiles:
             "fingerprint": plan.fingerprint,
             "model": self._model,
             "pruning_method": config.pruning.method,
-            "retention_requested": config.pruning.retention,
+            "retention_requested": config.budget.retention,
+            "budget": {config.budget.key: getattr(config.budget, config.budget.key)},
             "max_failed_share": config.failures.max_failed_share,
         }
 

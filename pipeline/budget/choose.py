@@ -35,13 +35,13 @@ class Choice:
     estimate: Estimate
 
 
-def choose(budget: BudgetConfig, at: Callable[[float], Estimate], least: float) -> Choice:
+def choose(budget: BudgetConfig, at: Callable[[float], Estimate], least: float, may_refuse: bool = True) -> Choice:
     """The largest retention within the budget's bounds that costs no more than was asked for.
 
     `at` estimates the job at a retention; costs must not fall as it grows, but from just below 1 to 1, where nothing is
     pruned. `least` is the least retention that the method reaches. Raises UserError, with the least that the budget
-    would have to be, where even the smallest retention costs more: what vision, generation and decoding take, no
-    retention saves.
+    would have to be, where even the smallest retention costs more (what vision, generation and decoding take, no
+    retention saves); with `may_refuse` off it is the smallest then.
     """
     if budget.retention is not None:
         return Choice(budget.retention, at(budget.retention))
@@ -52,6 +52,8 @@ def choose(budget: BudgetConfig, at: Callable[[float], Estimate], least: float) 
     if cost(best := at(high)) <= wanted:
         return Choice(high, best)
     if cost(best := at(low)) > wanted:
+        if not may_refuse:
+            return Choice(low, best)
         raise UserError(
             f"budget.{budget.key} = {wanted:g} is out of reach: at a retention of {low:.4g} the job still takes "
             f"{_rounded_up(cost(best)):g} {_UNITS[budget.key]} (bottleneck: {best.bottleneck})"

@@ -74,6 +74,7 @@ class Controller:
         self._every = min(_MOST_ROWS, max(1, rows // _DECISIONS))
         self._steady, self._pruned, self._decode = (_Correction(self._every) for _ in range(3))
         self._done = 0
+        self._next = self._every
         self._model_s = self._decode_s = 0.0
         self.retention = retention
         """Of the next rows."""
@@ -90,7 +91,9 @@ class Controller:
         self._model_s += steady_s + pruned_s
         self._decode_s += decode_s
         self._done += 1
-        if self._done % self._every == 0 and self._done < self._rows:
+        # Rows of an older retention teach what rows cost, but what was decided last has yet to show.
+        if self._done >= self._next and retention == self.retention and self._done < self._rows:
+            self._next = self._done + self._every
             step = (self._wanted(spent_s) / self.retention) ** _FOLLOW
             moved = self.retention * min(max(step, 1 / LARGEST_STEP), LARGEST_STEP)
             self.retention = round(min(max(moved, self._costs.retentions[0]), self._costs.retentions[-1]), 4)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal
 
@@ -123,6 +123,10 @@ class CostModel:
             bytes=self.each.fetched_bytes * self.videos,
             usd=None if self.usd_per_gpu_hour is None else gpu_hours * self.usd_per_gpu_hour,
         )
+
+    def for_rows(self, rows: float) -> CostModel:
+        """The same of another number of such rows."""
+        return replace(self, rows=rows, videos=self.videos * rows / self.rows if self.rows else 0.0)
 
     def per_row(self, least: float, most: float) -> RowCosts:
         """What the controller of a run starts from: a mean row at retentions from `least` to `most`."""

@@ -15,7 +15,7 @@ from pipeline.budget.cost import CostModel, Estimate, PoolSizes, VideoCosts
 from pipeline.budget.profile import Profile, load_profile
 from pipeline.budget.sample import ReadSample, VideoSample, read_sample
 from pipeline.budget.workload import Workload, row_kinds
-from pipeline.config import JobConfig
+from pipeline.config import BudgetConfig, JobConfig
 from pipeline.errors import UserError
 from pipeline.model_load import find_model, load_engine, model_error
 from pipeline.resolve import resolve_method
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 SAMPLED_VIDEOS = 32
 TIMED_VIDEOS = 12  # of the sampled ones are answered, at several retentions each
 Told = Callable[[str], None]
+Allow = Callable[[PoolSizes], tuple[BudgetConfig, bool]]
+"""What may be spent, and whether a job that takes more is refused."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +73,17 @@ class Forecast:
 
 
 def forecast(
-    config: JobConfig, videos: int = SAMPLED_VIDEOS, profile: str | None = None, told: Told = print
+    config: JobConfig,
+    videos: int = SAMPLED_VIDEOS,
+    profile: str | None = None,
+    told: Told = print,
+    rows: int | None = None,
+    allow: Allow | None = None,
 ) -> Forecast:
     """Count the manifest, read `videos` of its videos, time some here (or take a saved `profile`), and choose.
 
-    Nothing is written and no cluster is needed. Raises UserError where something of the job must be changed: its
+    Nothing is written and no cluster is needed. With `rows` so many of the manifest's are to be answered, and `allow`
+    is the budget for these, given the job's workers. Raises UserError where something of the job must be changed: its
     manifest, its model, a budget out of reach, a sample of which nothing can be read; ClusterError where storage is
     unreachable.
     """
@@ -98,7 +106,10 @@ def forecast(
         told(f"timing {min(keep, len(sample.videos))} of them on this machine's {info.device}")
         timed = measure(llm, resolved, sample.videos)
     costs = cost_model(resolved, census, sample, llm, timed)
-    choice = choose(config.budget, costs.at, costs.workload.least_retention())
+    if rows is not None:
+        costs = costs.for_rows(rows * sample.readable_share)
+    budget, may_refuse = allow(costs.pools) if allow else (config.budget, True)
+    choice = choose(budget, costs.at, costs.workload.least_retention(), may_refuse)
     share = expected_share(config, info.model_hash, choice.retention)
     return Forecast(resolved, info.name, census, sample, costs, choice.estimate, costs.at(1.0), share)
 

@@ -23,20 +23,14 @@ class Steering:
         costs: CostModel,
         retention: float,
         rows: int,
-        share: float = 1.0,
-        spent_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`rows` are to be answered from now on, at first with `retention`, for `share` of the budget.
-
-        `spent_s` of that are gone already. `clock` gives seconds.
-        """
+        """`rows` are to be answered from now on, at first with `retention`. `clock` gives seconds."""
         self._clock = clock
         # A deadline runs from the start. Hours of workers are planned without what starting them takes.
         self._began_s = clock() if budget.deadline is not None else None
         self.retention = retention
         self._issued = {retention}
-        self._spent_s = spent_s
         self._controller: Controller | None = None
         seconds = budget_seconds(budget, costs.pools)
         if seconds is not None and rows:
@@ -44,7 +38,7 @@ class Steering:
             self._controller = Controller(
                 costs.per_row(least, budget.max_retention),
                 rows,
-                seconds * share,
+                seconds,
                 retention,
                 costs.pools.answerers,
                 costs.pools.decoders,
@@ -54,7 +48,7 @@ class Steering:
         """Take rows as they come in; `retention` may be another one afterwards."""
         if self._began_s is None:
             self._began_s = self._clock()
-        spent_s = self._clock() - self._began_s + self._spent_s
+        spent_s = self._clock() - self._began_s
         for row in rows:
             self._see(row, spent_s)
         self._issued.add(self.retention)

@@ -43,7 +43,7 @@ def seconds(value: float | None) -> str:
         return NONE
     if value < 0.9995:
         if 0 < value < 0.000995:
-            return f"{value * 1e6:.2g} µs"
+            return f"{value * 1e6:.0f} µs" if value >= 0.0000095 else f"{value * 1e6:.2g} µs"
         return f"{value * 1e3:.0f} ms" if value >= 0.0095 or value == 0 else f"{value * 1e3:.1f} ms"
     if value < 9.995:
         return f"{value:.2f} s"

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import jobs.caption
 import jobs.qa
-from jobs.console import Again, Display, query_command, run_command, summary_rows
+from jobs.console import Again, Display, run_command, show_summary, summary_rows
 from pipeline.config_load import load_config
 from pipeline.progress import Progress
 from pipeline.run import run_job
@@ -246,10 +246,10 @@ def test_a_run_without_an_answer_has_no_rates_in_its_table(tmp_path, write_manif
     assert (told["videos/min"], told["mean retention"], told["busy"]) == ("none", "none (asked 1)", "0.0 s")
 
 
-def test_the_query_survives_quotes_in_a_path():
-    import shlex
-
-    words = shlex.split(query_command("/data/it's here/*.parquet"))
-    assert words[:2] == [sys.executable, "-c"]
-    compile(words[2], "query", "exec")
-    assert "it''s here" in words[2]
+def test_the_query_that_a_job_prints_works_whatever_its_output_is_called(tmp_path, write_manifest, capsys):
+    manifest = write_manifest([{"uri": "ftp://host/a.mp4", "video_id": "first"}])
+    output = tmp_path / "it's [a] *strange* name?"
+    show_summary(run_job(load_config(None, [f"manifest={manifest}", f"output={output}"], "caption")))
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("query")]
+    shown = subprocess.run(line.partition(" ")[2], shell=True, capture_output=True, text=True, timeout=100)
+    assert "first" in shown.stdout, shown.stderr

@@ -1,3 +1,4 @@
+import os
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -237,3 +238,11 @@ def test_parent_and_absolute_hold_from_any_directory(monkeypatch, tmp_path):
     assert absolute("s3://bucket/x/") == "s3://bucket/x"
     assert parent("manifests/a.csv") == str(tmp_path / "manifests")
     assert parent("s3://bucket/m/a.csv") == "s3://bucket/m"
+
+
+def test_what_is_no_regular_file_is_not_replaced(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(UserError, match="not a regular file"):
+        write_atomic(str(pipe), b"x")
+    assert pipe.is_fifo()

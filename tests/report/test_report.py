@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from jobs.report import app
 from pipeline.errors import UserError
+from pipeline.report.forms import seconds
 from pipeline.report.found import find_run
 from pipeline.report.page import make_report
 from pipeline.report.samples import read_samples
@@ -263,3 +264,9 @@ def test_a_run_folder_without_a_plan_is_none(tmp_path):
     (tmp_path / "runs" / RUN_A).mkdir(parents=True)
     with pytest.raises(UserError, match="the run never began"):
         find_run(str(tmp_path / "runs" / RUN_A))
+
+
+def test_short_durations_are_written_out():
+    assert [seconds(value) for value in (3.5e-7, 9.6e-6, 1.234e-4, 7e-4, 0.00123)] == [
+        *("0.35 µs", "10 µs", "123 µs", "700 µs", "1.2 ms")
+    ]
