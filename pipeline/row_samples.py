@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.errors import ClusterError, UserError
-from pipeline.run_record import Plan, Shard
 from pipeline.storage import absolute, join
 
 if TYPE_CHECKING:
     from pipeline.engine import Answer
+    from pipeline.run_record import Plan, Shard
 
 _ALL = 2**64
 
