@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ray._common.utils import get_ray_address_file
 from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
@@ -41,6 +42,8 @@ class Raylets:
         spared = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
         head = {"num_cpus": 0, "temp_dir": str(folder), **spared, **self._of_each_node}
         with _variables(environment):
+            # Ray notes the head's address there, and on a machine that never ran it the folder is missing.
+            Path(get_ray_address_file(None)).parent.mkdir(parents=True, exist_ok=True)
             self._cluster = Cluster(initialize_head=True, head_node_args=head)
         for _ in range(workers):
             self.add_node()

@@ -12,6 +12,7 @@ from pathlib import Path
 from pipeline import run_environment  # noqa: F401  # before Ray
 
 # isort: split
+from ray._common.utils import get_ray_address_file
 from ray.cluster_utils import Cluster
 
 _STORE_BYTES = 100 * 2**20
@@ -28,6 +29,8 @@ def raylets(nodes: int, cpus: int) -> Iterator[str]:
     os.environ.pop("RAY_ADDRESS", None)
     try:
         head = {"num_cpus": 0, "include_dashboard": False, "temp_dir": str(folder), "object_store_memory": _STORE_BYTES}
+        # Ray notes the head's address there, and on a machine that never ran it the folder is missing.
+        Path(get_ray_address_file(None)).parent.mkdir(parents=True, exist_ok=True)
         cluster = Cluster(initialize_head=True, head_node_args=head)
         try:
             for _ in range(nodes):
