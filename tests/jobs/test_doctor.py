@@ -21,7 +21,7 @@ def no_cluster(monkeypatch):
 
 
 def doctor(*words: str):
-    return CliRunner().invoke(app, list(words))
+    return CliRunner(env={"COLUMNS": "400"}).invoke(app, list(words))  # paths of tests are long, and would be folded
 
 
 def test_without_a_job_the_machine_is_looked_at():
