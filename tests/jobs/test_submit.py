@@ -162,16 +162,16 @@ def test_the_path_of_a_newcomer(cluster_address, sources, job_file, tmp_path):
 
     plan = json.loads(hieravid(sources, "plan", *job, "--json"))
     assert (plan["rows"], plan["videos"], plan["sampled_videos"]) == (2, 2, 2)
-    assert plan["sample_failures"] == {"decode_failed": 1}
+    assert plan["sample_failures"] == {"not_a_video": 1}
 
     assert "1 answered of 2" in hieravid(sources, "submit", "caption", *job, "--address", cluster_address)
     [run] = json.loads(hieravid(sources, "status", output, "--json"))["runs"]
-    assert (run["rows"], run["ok"], run["errors"], run["exit_status"]) == (2, 1, 1, 0)
+    assert (run["rows"], run["left"], run["state"]) == (2, 0, "done")
     [ok] = [row for row in rows_of(tmp_path / "out") if row["status"] == "ok"]
     assert ok["video_tokens"] == plan["chosen"]["video_tokens"]
 
     [failure] = json.loads(hieravid(sources, "query", output, "failures", "--format", "json"))
-    assert (failure["error_code"], failure["rows"]) == ("decode_failed", 1)
+    assert (failure["error_code"], failure["rows"]) == ("not_a_video", 1)
 
 
 def test_a_submission_ends_as_its_job_does_and_tells_no_secret(cluster, sources, job_file, tmp_path):
