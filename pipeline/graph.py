@@ -25,14 +25,14 @@ from pipeline.block_stats import ForgetBlockStats
 from pipeline.errors import ClusterError
 from pipeline.pools import Pools, actor_pool, fitted
 from pipeline.stages import VIDEOS_AT_ONCE, Answerer, Decoder
-from pipeline.stages_tables import read_groups, unpack_answers
+from pipeline.stages_tables import GroupReader, unpack_answers
 from pipeline.storage import absolute
 
 if TYPE_CHECKING:
     from pipeline.run_record import Shard
 
 _READER_CPUS = 0.0  # what actors wait for, after a node has died, must not be what they wait with
-_READERS = 2  # tasks that read manifest shards: a shard is read in far less time than it is answered
+_SHARDS_AT_ONCE = 2  # read, and held until their last group goes to a decoder
 _START_TIMEOUT_S = 1800  # for nodes to come up and a large model to load; then the run fails instead of waiting on
 
 
@@ -112,10 +112,10 @@ def _graph(
     return (
         ray.data.from_items(sources, override_num_blocks=len(sources))
         .map_batches(
-            read_groups,
+            GroupReader,
             batch_size=1,
             batch_format="pyarrow",
-            compute=ray.data.TaskPoolStrategy(size=min(_READERS, len(sources))),
+            compute=actor_pool(1, _READER_CPUS, calls=_SHARDS_AT_ONCE),
             num_cpus=_READER_CPUS,
         )
         .map_batches(
