@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -39,7 +39,7 @@ class JournalEngine:
         _spare_the_real_engine()
 
     def answer(self, requests, pruning):
-        from tests.jobs.engines import answer_to
+        from pipeline.benchmark.pipeline.stubs import stub_answer
 
         for place, request in enumerate(requests):
             time.sleep(self.seconds)
@@ -48,7 +48,7 @@ class JournalEngine:
                 os.write(line, f"{request.prompt}\n".encode())  # one write: several engines share the file
             finally:
                 os.close(line)
-            yield replace(answer_to(request), number=place)
+            yield stub_answer(place, request.prompt)
 
 
 def _spare_the_real_engine():

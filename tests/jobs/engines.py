@@ -5,35 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
-from pipeline.engine import Answer, AnswerStats, Failure, ModelError
+from pipeline.benchmark.pipeline.stubs import stub_answer
+from pipeline.engine import Failure, ModelError
 
 INFO = SimpleNamespace(
     name="fake", model_hash="0" * 64, dtype="float32", device="cpu", quantization="none", default_frames=4
 )
-
-
-def answer_to(request, words: int = 3) -> Answer:
-    stats = AnswerStats(
-        video_tokens=100,
-        prompt_tokens=10,
-        output_tokens=words,
-        segments=None,
-        stage_layers=[0],
-        stage_tokens=[100],
-        retention_requested=1.0,
-        retention_achieved=1.0,
-        flops_ratio=1.0,
-        kv_ratio=1.0,
-        vision_ms=1.0,
-        prune_ms=0.0,
-        prefill_ms=1.0,
-        generate_ms=1.0,
-    )
-    return Answer(f"answer to {request.prompt}", [1] * words, "stop", stats)
 
 
 @dataclass
@@ -68,7 +49,7 @@ class FakeEngine:
         if request.prompt in self.poison:
             raise RuntimeError(f"poisoned by token=abcdefgh1234\nsecond line: {request.prompt}")
         self.requests.append(request)
-        return replace(answer_to(request), number=place)
+        return stub_answer(place, request.prompt)
 
 
 class DyingEngine(FakeEngine):

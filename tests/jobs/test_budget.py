@@ -9,13 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 
 import pipeline.run
+from pipeline.benchmark.pipeline.stubs import stub_answer
 from pipeline.budget.controller import RowCosts
 from pipeline.budget.cost import PoolSizes
 from pipeline.budget.on_cluster import Settled
 from pipeline.config_load import load_config
 from pipeline.errors import UserError
 from pipeline.run import run_job
-from tests.jobs.engines import FakeEngine, answer_to
+from tests.jobs.engines import FakeEngine
 from tests.video.samples import write_video
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -31,10 +32,10 @@ class CostlyEngine(FakeEngine):
     def answer_one(self, place, request):
         retention = request.retention
         time.sleep(STEADY_S + WHOLE_S * retention)
-        answer = answer_to(request)
+        answer = stub_answer(place, request.prompt)
         seconds = {"vision_ms": STEADY_S * 1e3, "prefill_ms": WHOLE_S * retention * 1e3, "generate_ms": 0.0}
         stats = replace(answer.stats, retention_requested=retention, retention_achieved=retention, **seconds)
-        return replace(answer, number=place, stats=stats)
+        return replace(answer, stats=stats)
 
 
 @dataclass(frozen=True)

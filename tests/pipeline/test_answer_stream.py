@@ -1,7 +1,6 @@
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
@@ -9,10 +8,11 @@ import pytest
 import torch
 
 from pipeline.answer_stream import AnswerStream
+from pipeline.benchmark.pipeline.stubs import stub_answer
 from pipeline.engine import Failure
 from pipeline.errors import RowError
 from pruning import PruningConfig
-from tests.jobs.engines import FakeEngine, answer_to
+from tests.jobs.engines import FakeEngine
 
 PATIENCE_S = 20.0
 
@@ -55,7 +55,7 @@ class Steps:
                 self.reached.set()
             elif self.finish.acquire(timeout=0.01):
                 number_of, request = running.pop(self.names.pop(0))
-                yield replace(answer_to(request), number=number_of)
+                yield stub_answer(number_of, request.prompt)
 
     def let(self, name):
         self.names.append(name)
@@ -181,7 +181,7 @@ def test_no_call_waits_for_an_engine_that_gave_up(way):
             if way == "leaves":
                 raise SystemExit(1)
             if way == "numbers wrongly":
-                yield replace(answer_to(request), number=7)
+                yield stub_answer(7, request.prompt)
 
     stream = stream_of(Odd())
     with ThreadPoolExecutor(1) as calls:

@@ -70,6 +70,10 @@ class SleepingEngine:
     journal: str | None = None
     info = _INFO
 
+    def __post_init__(self) -> None:
+        """Load what answers are made of, as a model does before decoders begin: they must not run ahead of it."""
+        import pipeline.engine  # noqa: F401  # late: a decoder has this module, too, and no use for torch
+
     def answer(self, requests: Iterator[Request | None], pruning: PruningConfig) -> Iterator[Answer]:
         """As `VideoLLM.answer` with a stream of requests."""
         asleep: list[tuple[float, int, str]] = []  # when it ends, the request's number, its prompt
@@ -90,7 +94,7 @@ class SleepingEngine:
             while asleep and asleep[0][0] <= time.monotonic():
                 _, number, prompt = heapq.heappop(asleep)
                 write_down(self.journal, prompt)
-                yield _answer(number, prompt)
+                yield stub_answer(number, prompt)
 
 
 def write_down(journal: str | None, line: str) -> None:
@@ -100,13 +104,14 @@ def write_down(journal: str | None, line: str) -> None:
             file.write(f"{line}\n")
 
 
-def _answer(number: int, prompt: str) -> Answer:
+def stub_answer(number: int, prompt: str, words: int = 3) -> Answer:
+    """An answer to `prompt` of so many tokens, as of a model that saw 100 video tokens and pruned none."""
     from pipeline.engine import Answer, AnswerStats
 
     stats = AnswerStats(
         video_tokens=100,
         prompt_tokens=10,
-        output_tokens=3,
+        output_tokens=words,
         segments=None,
         stage_layers=[0],
         stage_tokens=[100],
@@ -119,4 +124,4 @@ def _answer(number: int, prompt: str) -> Answer:
         prefill_ms=1.0,
         generate_ms=1.0,
     )
-    return Answer(f"answer to {prompt}", [1, 1, 1], "stop", stats, number=number)
+    return Answer(f"answer to {prompt}", [1] * words, "stop", stats, number=number)
