@@ -16,6 +16,7 @@ from rich.table import Table
 from jobs.benchmark_decode import decode
 from jobs.benchmark_engine import engine
 from jobs.benchmark_pipeline import pipeline
+from jobs.tables import print_wide
 from pipeline.benchmark.machine import describe_machine
 from pipeline.benchmark.picks import MARGIN
 from pipeline.benchmark.pruning import MAX_BLOCK, NUM_LAYERS, RETENTIONS, SEGMENTS, Row, benchmark_pruning
@@ -84,9 +85,7 @@ def _show(rows: Sequence[Row], title: str) -> None:
             f"{row.projected_ms:,.1f} ms",
             f"{row.projected_overlap:.1%}",
         )
-    console = Console()
-    # Where there is no terminal, rich would cut the columns short.
-    Console(width=console.width if console.is_terminal else 120).print(table)
+    print_wide(table, 120)
     errors = ", ".join(f"{error:.3f}" for error in sorted({round(row.projected_cosine_rms, 3) for row in rows}))
     print(
         f"Projected: cosines after a random projection to {rows[0].projection} dimensions, their error {errors} (rms)."

@@ -10,7 +10,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-_WIDTH = 150  # of the table where there is no terminal: rich would cut the columns short
+from jobs.tables import print_wide
+
+_WIDTH = 150  # of the table where there is no terminal
 
 
 def decode(
@@ -54,9 +56,8 @@ def decode(
         measured = [bench.measure(bench.make(recipe)) for recipe in recipes]
         measured += [bench.measure(Clip(str(file), file)) for file in files or []]
     header, checks = describe(bench), check_clips(measured)
-    console = Console()
     title = f"Reading {frames} frames, one thread"
-    Console(width=console.width if console.is_terminal else _WIDTH).print(as_table(measured, title))
+    print_wide(as_table(measured, title), _WIDTH)
     for line in notes(bench, measured):
         print(line)
     print(" · ".join(f"{name} {value}" for name, value in header.items()))

@@ -10,12 +10,14 @@ import torch
 import typer
 from rich.console import Console
 
+from jobs.tables import print_wide
+
 ShapeName = Literal["tiny", "small", "llava-onevision-7b", "llava-video-7b", "qwen2-vl-7b"]
 
 _RETENTIONS = (1.0, 0.3, 0.2, 0.1)
 _SEGMENTS = (1, 4, 16)
 _NEW_TOKENS = (16, 128)
-_WIDTH = 150  # of the table where there is no terminal: rich would cut the columns short
+_WIDTH = 150  # of the table where there is no terminal
 
 
 def engine(
@@ -87,9 +89,8 @@ def engine(
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from error
     header = describe(subject, options, ceilings)
-    console = Console()
     title = f"{shape}, {subject.weights} weights, {options.frames} frames of {header['video_tokens']:,} tokens together"
-    Console(width=console.width if console.is_terminal else _WIDTH).print(as_table(rows, title))
+    print_wide(as_table(rows, title), _WIDTH)
     for line in notes(subject, rows, options):
         print(line)
     print(f"matmul ceiling {ceilings.matmul_tflops:.3g} TFLOP/s · copy ceiling {ceilings.copy_gbs:.3g} GB/s")

@@ -14,9 +14,10 @@ import torch
 import typer
 from rich.console import Console
 
+from jobs.tables import print_wide
 from pipeline.benchmark.machine import describe_machine
 
-_WIDTH = 120  # of the table where there is no terminal: rich would cut the columns short
+_WIDTH = 120  # of the table where there is no terminal
 
 
 def pipeline(
@@ -60,8 +61,7 @@ def pipeline(
     except DriverError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
-    console = Console()
-    Console(width=console.width if console.is_terminal else _WIDTH).print(as_table(measured))
+    print_wide(as_table(measured), _WIDTH)
     print("Rates are over the middle 80 % of a run, by the times at which its rows were finished.")
     if "demo" in chosen:
         print(

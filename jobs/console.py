@@ -19,9 +19,11 @@ import typer
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
-from rich.table import Table
 from rich.text import Text
 
+from jobs.exits import INTERRUPTED, complain
+from jobs.options import Code, Overrides, Restart, RetryFailed
+from jobs.tables import named_values
 from pipeline.config import Task
 from pipeline.config_load import load_config
 from pipeline.errors import ClusterError, UserError
@@ -35,7 +37,6 @@ _EXIT_STATUS = (
     "Exit status: 0 done; 1 more rows failed than failures.max_failed_share allows; 2 something of the job must be "
     "changed; 3 cluster or storage failed."
 )
-INTERRUPTED = 130  # as a shell reports a process that Ctrl-C ended
 _LINE_INTERVAL_S = 5.0
 _OF_ANSWERING = ("vision_ms", "prune_ms", "prefill_ms", "generate_ms")
 _PHASES = {
@@ -71,14 +72,10 @@ def job_command(task: Task, purpose: str) -> typer.Typer:
     @app.command(help=f"{purpose}\n\n{_EXIT_STATUS}")
     def main(
         config: Annotated[Path, typer.Option(help="the job file, YAML")],
-        overrides: Annotated[
-            list[str] | None, typer.Argument(help="settings as key.path=value, over the job file's")
-        ] = None,
-        retry_failed: Annotated[bool, typer.Option("--retry-failed", help="answer failed rows again")] = False,
-        code: Annotated[
-            list[str] | None, typer.Option(help="with --retry-failed: only rows with this error code; may be repeated")
-        ] = None,
-        restart: Annotated[bool, typer.Option("--restart", help="answer every row of the manifest again")] = False,
+        overrides: Overrides = None,
+        retry_failed: RetryFailed = False,
+        code: Code = None,
+        restart: Restart = False,
     ) -> None:
         again = Again(retry_failed, frozenset(code or ()), restart)
         raise typer.Exit(run_command(task, config, overrides or [], again))
@@ -126,12 +123,6 @@ def run_command(task: Task, config: Path, overrides: Sequence[str], again: Again
 def _exit_on_signal(number: int, _: FrameType | None) -> None:
     complain("told to end; what is committed stays, and the same command does the rest")
     sys.exit(128 + number)
-
-
-def complain(message: str) -> None:
-    """Print each line of an error on stderr."""
-    for line in message.splitlines():
-        print(f"error: {line}", file=sys.stderr)
 
 
 class _BarsAndLoad(Bars):
@@ -246,12 +237,7 @@ def _duration(seconds: float) -> str:
 
 def show_summary(summary: RunSummary) -> None:
     """Print the closing table, where the results are, and a query that reads them."""
-    table = Table(title=f"{summary.task} · {summary.name}", title_justify="left", show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column()
-    for name, value in summary_rows(summary):
-        table.add_row(name, value)
-    Console().print(table)
+    Console().print(named_values(f"{summary.task} · {summary.name}", summary_rows(summary)))
     # Not through rich, which would break paths and commands at the width of the terminal.
     print(f"results  {summary.results}")
     place = summary.output if "**" in summary.results else f"{summary.output}/runs/{summary.run_id}"

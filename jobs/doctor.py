@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from jobs.options import Overrides
 from pipeline.doctor.check import Finding, examine, exit_status
 from pipeline.doctor.checks import job_checks, machine_checks
 from pipeline.errors import ClusterError, UserError
@@ -26,9 +27,7 @@ _COLORS = {"ok": "green", "warn": "yellow", "fail": "bold red", "skipped": "dim"
 
 @app.command()
 def doctor(
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="settings as key.path=value, over the job file's")
-    ] = None,
+    overrides: Overrides = None,
     config: Annotated[str | None, typer.Option(help="the job file, YAML: its parts are checked too")] = None,
     address: Annotated[
         str | None, typer.Option(help="a Ray cluster: host:port, auto, or http://host:port (default: RAY_ADDRESS)")

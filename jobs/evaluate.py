@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from jobs.console import INTERRUPTED, complain
-from pipeline.errors import ClusterError, UserError
+from jobs.exits import exit_status
+from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.engine import VideoLLM
@@ -62,7 +60,7 @@ def compare_methods(
     workers: Workers = 1,
 ) -> None:
     """Methods side by side on clips of the built-in world, at equal retention and at equal prefill FLOPs."""
-    with _exit_status():
+    with exit_status("interrupted; finished cells stay"):
         from pipeline.evaluate.clips import ClipRange
         from pipeline.evaluate.compare import compare
         from pipeline.evaluate.origin import find_origin
@@ -106,7 +104,7 @@ def ablate_hieravid(
     workers: Workers = 1,
 ) -> None:
     """What each level and each free choice of HieraVid is worth, on validation clips."""
-    with _exit_status():
+    with exit_status("interrupted; finished cells stay"):
         from pipeline.evaluate.ablations import ablate, group_names
         from pipeline.evaluate.clips import ClipRange
         from pipeline.evaluate.origin import find_origin
@@ -149,7 +147,7 @@ def calibrate_model(
     workers: Workers = 1,
 ) -> None:
     """Choose HieraVid's options for a model from its own unpruned answers, without labels."""
-    with _exit_status():
+    with exit_status("interrupted; finished cells stay"):
         from pipeline.config import DEFAULT_CAPTION_PROMPT
         from pipeline.evaluate.calibrate import calibrate
 
@@ -192,7 +190,7 @@ def lmms_benchmarks(
     cache: Cache = Path("out/clips"),
 ) -> None:
     """Public benchmarks through lmms-eval, in the environment that `make lmms` makes."""
-    with _exit_status():
+    with exit_status("interrupted; finished cells stay"):
         from pipeline.evaluate.lmms_run import PAPER_TASKS, BenchmarkJob, run_benchmarks
         from pipeline.evaluate.lmms_table import write_benchmarks
         from pipeline.evaluate.origin import find_origin
@@ -215,19 +213,6 @@ def lmms_benchmarks(
         scores = run_benchmarks(job, lambda line: print(line, file=sys.stderr, flush=True))
         print(write_benchmarks(scores, out, find_origin(_command(), _device(device))))
         print(f"\ntable in {out}")
-
-
-@contextmanager
-def _exit_status() -> Iterator[None]:
-    """End the program as the other jobs do, with one line for an error."""
-    try:
-        yield
-    except (UserError, ClusterError) as error:
-        complain(str(error))
-        raise typer.Exit(2 if isinstance(error, UserError) else 3) from error
-    except KeyboardInterrupt as error:
-        complain("interrupted; finished cells stay")
-        raise typer.Exit(INTERRUPTED) from error
 
 
 def _load(

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs.exits import exit_status
+from jobs.options import Overrides
+from jobs.tables import named_values
 from pipeline.config import Task
 from pipeline.config_load import load_config
 from pipeline.errors import UserError
@@ -33,9 +35,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 )
 def main(
     config: Annotated[Path, typer.Option(help="the job file, YAML")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="settings as key.path=value, over the job file's")
-    ] = None,
+    overrides: Overrides = None,
     task: Annotated[str | None, typer.Option(help="caption or qa, where the job file does not say")] = None,
     videos: Annotated[int, typer.Option(min=1, help="how many of the videos are read")] = 32,
     profile: Annotated[
@@ -75,12 +75,7 @@ def _task(name: str | None) -> Task | None:
 
 
 def _show(plan: Forecast) -> None:
-    table = Table(title=f"plan · {plan.config.task} · {plan.config.name}", title_justify="left", show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column()
-    for name, value in plan_rows(plan):
-        table.add_row(name, value)
-    Console().print(table)
+    Console().print(named_values(f"plan · {plan.config.task} · {plan.config.name}", plan_rows(plan)))
     stages = Table(title="language model, by stage", title_justify="left")
     for column in ("from layer", "video tokens", "of the unpruned", "prefill TFLOP"):
         stages.add_column(column, justify="right")

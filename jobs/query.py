@@ -180,9 +180,10 @@ def _show(names: list[str], batches: Any) -> None:
     from itertools import islice
 
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from jobs.tables import print_wide
 
     rows = (row for batch in batches for row in zip(*(column.to_pylist() for column in batch.columns), strict=True))
     shown = list(islice(rows, _MOST_SHOWN + 1))
@@ -192,9 +193,7 @@ def _show(names: list[str], batches: Any) -> None:
         table.add_column(name, justify="right" if is_number else "left", overflow="fold")
     for row in shown[:_MOST_SHOWN]:
         table.add_row(*(Text(_text(value)) for value in row))
-    console = Console()
-    # A table that is wider than where it goes to is cut by rich: a file or a pipe has no width of its own.
-    Console(width=console.width if console.is_terminal else 400).print(table)
+    print_wide(table, 400)
     if len(shown) > _MOST_SHOWN:
         print(f"the first {_MOST_SHOWN} rows; --out FILE.csv takes all", file=sys.stderr)
     elif not shown:

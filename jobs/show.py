@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jobs.exits import exit_status
+from jobs.options import Overrides
 from pipeline.errors import RowError, UserError, one_line
 from pipeline.storage import local_copy, write_atomic
 
@@ -25,9 +26,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command(help=f"Draw which tokens of a video are kept, unpruned and at each retention.\n\n{_EXIT_STATUS}")
 def main(
     video: Annotated[str, typer.Argument(help="a video, local or s3://")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="settings as key.path=value, over the job file's")
-    ] = None,
+    overrides: Overrides = None,
     config: Annotated[
         Path | None, typer.Option(help="a job file: its model, pruning and frames, and its prompt")
     ] = None,

@@ -69,10 +69,12 @@ def _print_json(told: OutputStatus) -> None:
 def _show(told: OutputStatus) -> None:
     from rich.console import Console
 
+    from jobs.tables import print_wide
+
     console = Console()
     if console.is_terminal and told.holder:
         console.clear()
-    Console(width=console.width if console.is_terminal else 160).print(_picture(told))
+    print_wide(_picture(told), 160)
     if told.runs:
         # Not through rich, which would break paths and commands at the width of the terminal.
         print(f"results  {told.runs[-1].results}")
@@ -122,12 +124,8 @@ def _table(runs: tuple[RunStatus, ...]) -> Table:
 
 
 def _details(run: RunStatus) -> Table:
-    from rich.table import Table
-    from rich.text import Text
+    from jobs.tables import named_values
 
-    table = Table(title=run.run_id, title_justify="left", show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column()
     codes = ", ".join(f"{code} {count}" for code, count in run.error_codes.items())
     ended = "" if run.exit_status is None else f", exit status {run.exit_status}"
     lines = {
@@ -146,9 +144,7 @@ def _details(run: RunStatus) -> Table:
     for name, key in (("started", "started_at"), ("last word", "finished_at")):
         if key in summary:
             lines[name] = f"{summary[key][:19].replace('T', ' ')} UTC"
-    for name, value in lines.items():
-        table.add_row(name, Text(value))
-    return table
+    return named_values(run.run_id, lines.items())
 
 
 def _number(value: float | None) -> str:

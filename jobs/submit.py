@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from jobs.exits import INTERRUPTED, complain, exit_status
+from jobs.options import Code, Overrides, Restart, RetryFailed
 
 if TYPE_CHECKING:
     from pipeline.config import JobConfig
@@ -38,9 +39,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def submit(
     task: Annotated[Literal["caption", "qa"], typer.Argument(help="what the job does")],
     config: Annotated[str, typer.Option(help="the job file, YAML")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="settings as key.path=value, over the job file's")
-    ] = None,
+    overrides: Overrides = None,
     address: Annotated[
         str,
         typer.Option(help="the cluster's job server", envvar=["RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"]),
@@ -54,11 +53,9 @@ def submit(
         bool,
         typer.Option("--storage-check/--no-storage-check", help="try manifest and output from this machine first"),
     ] = True,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="answer failed rows again")] = False,
-    code: Annotated[
-        list[str] | None, typer.Option(help="with --retry-failed: only rows with this error code; may be repeated")
-    ] = None,
-    restart: Annotated[bool, typer.Option("--restart", help="answer every row of the manifest again")] = False,
+    retry_failed: RetryFailed = False,
+    code: Code = None,
+    restart: Restart = False,
 ) -> None:
     """Check, pack, send and follow."""
     with exit_status():

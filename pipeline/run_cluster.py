@@ -5,9 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,11 +15,10 @@ from pipeline import run_environment  # noqa: F401  # before Ray
 import ray
 
 from pipeline.config import JobConfig
+from pipeline.doctor.cluster import check_ray_address
 from pipeline.errors import ClusterError, UserError, one_line
 from pipeline.pools import Pools, fitted, most
 
-_CONNECT_ATTEMPTS = 3
-_CONNECT_TIMEOUT_S = 5.0
 _CORE_LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
 
 
@@ -52,7 +49,7 @@ def _connect(address: str | None) -> None:
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
             handler.setLevel(logging.CRITICAL)
     if address:
-        _check_answers(address)
+        check_ray_address(address)  # again: planning may have taken hours, and Ray itself would end the process
     on_sigterm = signal.getsignal(signal.SIGTERM)
     with _quiet_core():
         if address:
@@ -62,21 +59,6 @@ def _connect(address: str | None) -> None:
     # Ray puts a handler of its own there, which aborts the process before it could hand on the output's lease.
     if on_sigterm is not None and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)
-
-
-def _check_answers(address: str) -> None:
-    """Raise OSError if nobody listens at `host:port`: Ray itself would wait for minutes, then end the process."""
-    host, colon, port = address.rpartition(":")
-    if not colon or not port.isdigit() or "/" in host:
-        return  # "auto", or a form that Ray judges by itself
-    for attempt in range(1, _CONNECT_ATTEMPTS + 1):
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
-            return
-        except OSError as error:
-            if attempt == _CONNECT_ATTEMPTS:
-                raise OSError(f"nothing answers at {address} ({error.strerror or error})") from error
-        time.sleep(1.0)
 
 
 @contextmanager

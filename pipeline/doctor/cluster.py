@@ -9,8 +9,10 @@ import re
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -19,6 +21,7 @@ from pipeline.doctor.check import Finding
 from pipeline.errors import ClusterError, UserError, one_line
 
 _CONNECT_S = 3.0
+_ATTEMPTS = 3
 _ASK_S = 12.0  # most of it is for importing Ray on a busy machine
 _GCS_PORT = 6379
 _ASK = Path(__file__).with_name("ask_cluster.py")
@@ -57,6 +60,20 @@ def check_reachable(address: str) -> None:
         socket.create_connection((host, port), timeout=_CONNECT_S).close()
     except OSError as error:
         raise ClusterError(f"nothing answers at {address} ({error.strerror or error})") from error
+
+
+def check_ray_address(address: str) -> None:
+    """Raise ClusterError unless something listens at the address of a job's cluster; a head that starts gets seconds.
+
+    Where nothing does, Ray itself would wait for minutes, then end the process.
+    """
+    if address in ("auto", "local"):
+        return
+    for _ in range(_ATTEMPTS - 1):
+        with suppress(ClusterError):
+            return check_reachable(address)
+        time.sleep(1.0)
+    check_reachable(address)
 
 
 def _compare(address: str, ours: str, theirs: str, python: str | None) -> Finding:

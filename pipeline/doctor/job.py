@@ -6,7 +6,7 @@ import os
 
 from pipeline.config import JobConfig
 from pipeline.doctor.check import Finding
-from pipeline.doctor.cluster import check_reachable
+from pipeline.doctor.cluster import check_ray_address
 from pipeline.doctor.machine import look_at_disks
 from pipeline.doctor.model import check_files, local_folder
 from pipeline.doctor.places import check_replacement
@@ -21,9 +21,8 @@ def check_job(config: JobConfig, model: JobModel) -> None:
     are whole, and whether the storage can keep two runs apart. What `run_job` looks at anyway is left to it: the
     manifest, the right to write, the model's config and the lease's own first write. Raises UserError or ClusterError.
     """
-    address = os.environ.get("RAY_ADDRESS")
-    if address and address not in ("auto", "local"):
-        check_reachable(address)
+    if address := os.environ.get("RAY_ADDRESS"):
+        check_ray_address(address)
     _refuse(look_at_disks())
     check_files(local_folder(model.settings.source, model.version))
     check_replacement(config.output)

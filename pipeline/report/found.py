@@ -10,8 +10,9 @@ import yaml
 
 from pipeline.errors import UserError
 from pipeline.listing import list_below, list_folders
+from pipeline.query_files import find_place
 from pipeline.run_record import read_record, run_folder
-from pipeline.storage import absolute, exists, is_folder, join, read_bytes
+from pipeline.storage import exists, is_folder, join, read_bytes
 from pipeline.summary import RunSummary, parse_summary
 
 _RUN_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]+")
@@ -71,15 +72,13 @@ def find_run(place: str, beside: FoundRun | None = None) -> FoundRun:
     """
     if beside is not None and _RUN_ID.fullmatch(place) and not exists(place):
         return _found(beside.output, place)
-    place = absolute(place)
-    above, _, name = place.rpartition("/")
-    output, _, folder = above.rpartition("/")
-    if folder == "runs" and is_folder(place):
-        return _found(output, name)
-    begun = _begun(place)
+    named = find_place(place)
+    if named.run_id is not None and is_folder(str(named)):
+        return _found(named.output, named.run_id)
+    begun = _begun(str(named))
     if not begun:
-        raise UserError(f"{place}: there is no run here: the output of a job or a folder <output>/runs/<run> is needed")
-    return _found(place, begun[-1])
+        raise UserError(f"{named}: there is no run here: the output of a job or a folder <output>/runs/<run> is needed")
+    return _found(str(named), begun[-1])
 
 
 def _begun(output: str) -> list[str]:

@@ -1,7 +1,6 @@
 """The proxy itself: what it does to a request, the client and the server behind it see."""
 
 import http.client
-import threading
 import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -9,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from tests.faults.s3_proxy import Faults, S3Proxy
+from tests.loopback import serving
 
 
 @pytest.fixture
@@ -37,11 +37,8 @@ def served():
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    with S3Proxy(*server.server_address).running() as proxy:
+    with serving(server), S3Proxy(*server.server_address).running() as proxy:
         yield proxy, stored
-    server.shutdown()
-    server.server_close()
 
 
 @contextmanager

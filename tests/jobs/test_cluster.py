@@ -4,7 +4,6 @@ import pytest
 import ray
 
 from jobs.console import Display, run_command
-from pipeline import run_cluster
 from pipeline.config import ModelConfig
 from pipeline.config_load import dump_config, load_config
 from pipeline.errors import ClusterError, UserError
@@ -135,8 +134,7 @@ def dead_address(monkeypatch):
         address = f"127.0.0.1:{free.getsockname()[1]}"
     monkeypatch.setenv("RAY_ADDRESS", address)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(run_cluster, "_CONNECT_ATTEMPTS", 2)
-    monkeypatch.setattr(run_cluster.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr("pipeline.doctor.cluster.time.sleep", lambda seconds: None)
     return address
 
 

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -25,6 +24,7 @@ from jobs.console import run_command
 from pipeline.config_load import load_config
 from pipeline.errors import UserError
 from tests.jobs.conftest import BUCKET
+from tests.loopback import serving
 from tests.video.samples import write_bad_files, write_video
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,12 +100,9 @@ def talkative_storage(monkeypatch):
         def log_message(self, *_: object) -> None:
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_address[1]}")
-    yield
-    server.shutdown()
-    server.server_close()
+    with serving(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        yield
 
 
 @pytest.mark.usefixtures("talkative_storage")

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from tests.loopback import serving
+
 
 class RangeServer:
     """`faults` are taken one a request: an HTTP status, "short", "reset", "stall", None (a good answer) or "replaced".
@@ -34,12 +36,8 @@ class RangeServer:
         """The endpoint's url."""
         server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
-        finally:
-            server.shutdown()
-            server.server_close()
+        with serving(server) as url:
+            yield url
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         outer = self

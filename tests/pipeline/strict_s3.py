@@ -11,6 +11,8 @@ import pytest
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from werkzeug.serving import make_server
 
+from tests.loopback import serving
+
 _PLAIN = [("Content-Type", "text/plain"), ("Content-Length", "0")]
 
 
@@ -43,11 +45,6 @@ class StrictS3:
     @contextmanager
     def as_endpoint(self, environment: pytest.MonkeyPatch) -> Iterator[None]:
         """Serve on the loopback interface, as the S3 endpoint of this process and of those that it starts."""
-        server = make_server("127.0.0.1", 0, self, threaded=True, request_handler=MotoRequestHandler)
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        environment.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_address[1]}")
-        try:
+        with serving(make_server("127.0.0.1", 0, self, threaded=True, request_handler=MotoRequestHandler)) as url:
+            environment.setenv("AWS_ENDPOINT_URL", url)
             yield
-        finally:
-            server.shutdown()
-            server.server_close()

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import socket
-import threading
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -27,6 +26,7 @@ from pipeline.errors import ClusterError, UserError
 from pipeline.model_fetch import local_model
 from pipeline.model_load import find_model
 from pipeline.storage import filesystem_for, join
+from tests.loopback import serving
 from tests.pipeline.strict_s3 import StrictS3
 
 TINY = Path(pipeline.tiny.__file__).parent / "checkpoint"
@@ -51,13 +51,8 @@ def server(status: int, body: bytes = b"", **headers: str):
         def log_message(self, *_: object) -> None:
             pass
 
-    served = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=served.serve_forever, args=(0.02,), daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{served.server_address[1]}"
-    finally:
-        served.shutdown()
-        served.server_close()
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as url:
+        yield url
 
 
 @contextmanager

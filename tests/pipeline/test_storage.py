@@ -23,6 +23,7 @@ from pipeline.storage import (
     read_bytes,
     write_atomic,
 )
+from tests.loopback import serving
 
 
 @contextmanager
@@ -45,14 +46,9 @@ def broken_s3(environment, status, failures=None, then=b""):
         def log_message(self, *_):
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    environment.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_address[1]}")
-    try:
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as url:
+        environment.setenv("AWS_ENDPOINT_URL", url)
         yield
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def test_files_are_written_read_and_deleted(place):
