@@ -3,48 +3,12 @@
 import re
 from pathlib import Path
 
-import pytest
-
-from jobs.hieravid import COMMANDS
-from pipeline.config import JobConfig
 from pipeline.errors import ERROR_CODES
 from tests.infra.files import INFRA, ROOT, cluster, schedule
 from tests.infra.panels import OURS, dashboard, rules
 
 README = (INFRA / "README.md").read_text()
 RUNBOOK = (INFRA / "runbook.md").read_text()
-METRICS = (INFRA / "metrics.md").read_text()
-DOCUMENTS = {"README.md": README, "runbook.md": RUNBOOK, "metrics.md": METRICS}
-
-
-def anchors(text: str) -> set[str]:
-    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
-@pytest.mark.parametrize("name", DOCUMENTS)
-def test_links_lead_somewhere(name):
-    for target in re.findall(r"\]\(([^)]+)\)", DOCUMENTS[name]):
-        path, _, anchor = target.partition("#")
-        if "://" not in target:
-            place = (INFRA / path).resolve() if path else INFRA / name
-            assert place.exists(), target
-            assert not anchor or anchor in anchors(place.read_text()), target
-
-
-@pytest.mark.parametrize("name", DOCUMENTS)
-def test_commands_and_files_that_are_named_exist(name):
-    text = DOCUMENTS[name]
-    assert set(re.findall(r"(?<!-n )\bhieravid ([a-z]+) ", " ".join(re.findall(r"`([^`]+)`", text)))) <= set(COMMANDS)
-    for path in re.findall(r"\b(?:configs|infra)/[\w./-]+\w", text):
-        assert (ROOT / path).exists(), path
-
-
-@pytest.mark.parametrize("name", DOCUMENTS)
-def test_keys_of_the_job_file_exist(name):
-    sections = "|".join(key for key in JobConfig.model_fields if key not in ("task", "name", "manifest", "output"))
-    for section, key in re.findall(rf"`({sections})\.(\w+)", DOCUMENTS[name]):
-        assert key in JobConfig.model_fields[section].annotation.model_fields, f"{section}.{key}"
 
 
 def test_the_runbook_names_panels_metrics_and_error_codes_that_exist():
