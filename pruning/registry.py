@@ -1,39 +1,27 @@
-"""Pruning methods by name."""
+"""Pruning methods by name. A method's module, and torch with it, is loaded when the method is made."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from importlib import import_module
 from typing import TYPE_CHECKING
-
-from pruning.hieravid import HieraVid
-from pruning.peers.cdpruner import CDPruner
-from pruning.peers.divprune import DivPrune
-from pruning.peers.evs import EVS
-from pruning.peers.fastv import FastV
-from pruning.peers.fastvid import FastVID
-from pruning.peers.framefusion import FrameFusion
-from pruning.peers.none import NoPruning
-from pruning.peers.random import RandomTokens
-from pruning.peers.uniform import UniformTokens
-from pruning.peers.vidcom2 import VidCom2
-from pruning.protocol import Pruner
 
 if TYPE_CHECKING:
     from pruning.config import PruningConfig
+    from pruning.protocol import Pruner
 
-_METHODS: dict[str, Callable[[PruningConfig], Pruner]] = {
-    HieraVid.name: HieraVid,
-    NoPruning.name: lambda config: NoPruning(),
-    UniformTokens.name: lambda config: UniformTokens(),
-    RandomTokens.name: lambda config: RandomTokens(),
-    FastV.name: lambda config: FastV(),
-    FrameFusion.name: lambda config: FrameFusion(),
-    CDPruner.name: lambda config: CDPruner(),
-    DivPrune.name: lambda config: DivPrune(),
-    FastVID.name: lambda config: FastVID(),
-    VidCom2.name: lambda config: VidCom2(),
-    EVS.name: lambda config: EVS(),
+_METHODS = {
+    "hieravid": ("pruning.hieravid", "HieraVid"),
+    "none": ("pruning.peers.none", "NoPruning"),
+    "uniform": ("pruning.peers.uniform", "UniformTokens"),
+    "random": ("pruning.peers.random", "RandomTokens"),
+    "fastv": ("pruning.peers.fastv", "FastV"),
+    "framefusion": ("pruning.peers.framefusion", "FrameFusion"),
+    "cdpruner": ("pruning.peers.cdpruner", "CDPruner"),
+    "divprune": ("pruning.peers.divprune", "DivPrune"),
+    "fastvid": ("pruning.peers.fastvid", "FastVID"),
+    "vidcom2": ("pruning.peers.vidcom2", "VidCom2"),
+    "evs": ("pruning.peers.evs", "EVS"),
 }
 
 
@@ -52,5 +40,7 @@ def check_method(name: str) -> str:
 
 
 def make_pruner(config: PruningConfig) -> Pruner:
-    """Build the pruner that a config describes."""
-    return _METHODS[check_method(config.method)](config)
+    """Build the pruner that a config describes. Only HieraVid has options."""
+    module, name = _METHODS[check_method(config.method)]
+    method = getattr(import_module(module), name)
+    return method(config) if config.method == "hieravid" else method()

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.answer_stream import AnswerStream
 from pipeline.benchmark.machine import describe_machine
 from pipeline.budget.profile import Profile
 from pipeline.budget.sample import ReadSample
 from pipeline.budget.workload import done_flops
 from pipeline.config import JobConfig
-from pipeline.engine import Answer, Failure, Request, VideoLLM
-from pipeline.errors import UserError
+from pipeline.engine import Answer, Request, VideoLLM
+from pipeline.errors import RowError, UserError
 from pruning import StagePlan, make_pruner
 
 LEVELS = (1.0, 0.5, 0.25, 0.1)
@@ -133,32 +134,16 @@ def _requests(video: ReadSample, config: JobConfig) -> list[Request]:
 def _answers(
     llm: VideoLLM, config: JobConfig, groups: Sequence[list[Request]], retention: float
 ) -> list[tuple[Answer, list[Request]]]:
-    """Each answer with the requests of its video. A batch of videos is in work at a time, as in an answerer."""
-    waiting, working = deque(groups), dict[int, list[Request]]()
-    owners: list[list[Request]] = []
-    left: dict[int, int] = {}
-
-    def requests() -> Iterator[Request | None]:
-        while waiting or working:
-            if not waiting or len(working) >= config.cluster.batch_size:
-                yield None
-                continue
-            group = waiting.popleft()
-            working[id(group)], left[id(group)] = group, len(group)
-            for request in group:
-                owners.append(group)
-                yield request
-
-    found: list[tuple[Answer, list[Request]]] = []
-    pruning = config.pruning.model_copy(update={"retention": retention})
-    for outcome in llm.answer(requests(), pruning):
-        group = owners[outcome.number]
-        left[id(group)] -= 1
-        if not left[id(group)]:
-            working.pop(id(group))
-        if not isinstance(outcome, Failure):
-            found.append((outcome, group))
-    return found
+    """Each answer with the requests of its video, asked as an answerer is: a batch of calls at once, a video each."""
+    stream = AnswerStream(llm, config.pruning.model_copy(update={"retention": retention}))
+    with ThreadPoolExecutor(config.cluster.batch_size) as callers:
+        outcomes = list(callers.map(stream.answer, groups))
+    return [
+        (outcome.result, group)
+        for group, of_group in zip(groups, outcomes, strict=True)
+        for outcome in of_group
+        if not isinstance(outcome.result, RowError)
+    ]
 
 
 def _level(llm: VideoLLM, config: JobConfig, retention: float, answers: list[tuple[Answer, list[Request]]]) -> _Level:

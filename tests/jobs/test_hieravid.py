@@ -46,6 +46,17 @@ def test_the_help_of_a_light_command_loads_nothing_heavy(name):
     assert not set(HEAVY) & set(python("-c", code).stderr.split())
 
 
+@pytest.mark.parametrize("words", [["caption"], ["plan"], ["submit", "caption"]])
+def test_a_mistake_in_the_job_file_is_told_before_anything_heavy_is_loaded(words, tmp_path):
+    job = tmp_path / "job.yaml"
+    job.write_text("task: caption\nmanifest: m\noutput: o\npruning: {method: hieravit}\n")
+    call = [*words, "--config", str(job)]
+    code = f"import sys; from jobs.hieravid import run; run({call}); print(*sys.modules, file=sys.stderr)"
+    told = python("-c", code).stderr
+    assert "did you mean 'hieravid'?" in told
+    assert not {"torch", "ray", "transformers"} & set(told.split())
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_each_command_shows_help_with_an_example(name, capsys):
     assert run([name, "--help"]) == 0

@@ -3,7 +3,7 @@ import pickle
 import pytest
 from pydantic import ValidationError
 
-from pruning import Pruner, PruningConfig, make_pruner
+from pruning import Pruner, PruningConfig, make_pruner, method_names
 from pruning.config import option_names, written_out
 
 
@@ -97,3 +97,8 @@ def test_every_method_is_a_pruner(name):
     assert isinstance(pruner, Pruner)
     assert pruner.name == name
     assert pruner.needs.last_token_attention == (name == "hieravid")
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_a_method_is_registered_under_its_own_name(name):
+    assert make_pruner(PruningConfig(method=name)).name == name

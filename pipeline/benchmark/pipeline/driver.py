@@ -52,12 +52,13 @@ class Order:
 
 @dataclass(frozen=True)
 class Ran:
-    """What was seen of a run, in seconds from its start: when it had been planned, when its first rows came, its end.
+    """What was seen of a run, in seconds from its start: when planning began and ended, rows came, it ended.
 
     `samples`: seconds, rows that had come in, MiB of resident memory.
     """
 
     run_id: str
+    plan_s: float
     start_s: float
     answer_s: float
     took_s: float
@@ -157,7 +158,7 @@ def main(ordered: str) -> int:
         )
     summary = run_job(load_config(None, list(order.given), order.task), tell, load)
     took_s = memory.elapsed_s()
-    times = {f"{phase}_s": first.get(phase, took_s) for phase in ("start", "answer")}
+    times = {f"{phase}_s": first.get(phase, took_s) for phase in ("plan", "start", "answer")}
     ran = Ran(summary.run_id, took_s=took_s, samples=memory.samples(), **times)
     Path(order.told).write_text(json.dumps(asdict(ran)))
     return summary.exit_status or 0
