@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ import psutil  # Ray's own copy: Ray comes first
 
 MIB = 2**20
 _ROOT = Path(__file__).parents[2]
+_RESTART_S = 60.0
 _SETTINGS = {
     "PYTHONPATH": str(_ROOT),  # workers import the tests' engine
     "RAY_worker_niceness": "0",  # on a machine with other work they would wait for ever
@@ -85,8 +87,12 @@ class Raylets:
         return [process for node in self.nodes for process in self.processes(node) if titled in _title(process)]
 
     def kill_worker(self, name: str) -> None:
-        """Kill one actor of a stage."""
-        _send(self.workers(name)[0], signal.SIGKILL)
+        """Kill one actor of a stage; where all are being started anew, the first that is there."""
+        deadline = time.monotonic() + _RESTART_S
+        while not (found := self.workers(name)):
+            assert time.monotonic() < deadline, f"no {name} for {_RESTART_S} s"
+            time.sleep(0.05)
+        _send(found[0], signal.SIGKILL)
 
     def shutdown(self) -> None:
         self._cluster.shutdown()
