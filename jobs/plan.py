@@ -39,7 +39,10 @@ def main(
     task: Annotated[str | None, typer.Option(help="caption or qa, where the job file does not say")] = None,
     videos: Annotated[int, typer.Option(min=1, help="how many of the videos are read")] = 32,
     profile: Annotated[
-        str | None, typer.Option(help="timings that --save-profile wrote, in place of this machine's")
+        str | None,
+        typer.Option(
+            help="in place of this machine's timings those of a run (its folder or output) or that --save-profile wrote"
+        ),
     ] = None,
     save_profile: Annotated[str | None, typer.Option(help="write this machine's timings to a file")] = None,
     check: Annotated[str | None, typer.Option(help="a run folder: what that job came to, beside the plan")] = None,

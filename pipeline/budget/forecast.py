@@ -12,6 +12,7 @@ from pipeline.budget.accuracy import expected_share
 from pipeline.budget.census import Census, take_census
 from pipeline.budget.choose import choose
 from pipeline.budget.cost import CostModel, Estimate, PoolSizes, VideoCosts
+from pipeline.budget.history import profile_of_run
 from pipeline.budget.profile import Profile, load_profile
 from pipeline.budget.sample import ReadSample, VideoSample, read_sample
 from pipeline.budget.workload import Workload, row_kinds
@@ -19,6 +20,7 @@ from pipeline.config import BudgetConfig, JobConfig
 from pipeline.errors import UserError
 from pipeline.model_load import find_model, load_engine, model_error
 from pipeline.resolve import resolve_method
+from pipeline.storage import is_folder
 from pruning import make_pruner
 
 if TYPE_CHECKING:
@@ -80,8 +82,9 @@ def forecast(
     rows: int | None = None,
     allow: Allow | None = None,
 ) -> Forecast:
-    """Count the manifest, read `videos` of its videos, time some here (or take a saved `profile`), and choose.
+    """Count the manifest, read `videos` of its videos, time some here (or take a `profile`), and choose.
 
+    A profile is one that was saved, or what an earlier run took: its folder, or an output, whose latest run counts.
     Nothing is written and no cluster is needed. With `rows` so many of the manifest's are to be answered, and `allow`
     is the budget for these, given the job's workers. Raises UserError where something of the job must be changed: its
     manifest, its model, a budget out of reach, a sample of which nothing can be read; ClusterError where storage is
@@ -98,7 +101,9 @@ def forecast(
     sample = read_sample(resolved, census.sample, info.default_frames, info.frame_size, keep)
     if not sample.videos:
         raise UserError(f"none of {sample.asked} sampled videos can be read ({_codes(sample.failures)})")
-    if profile:
+    if profile and is_folder(profile):
+        timed = profile_of_run(profile, resolved, llm, _threads(config))
+    elif profile:
         timed = load_profile(profile, config, info)
     else:
         from pipeline.budget.measure import measure

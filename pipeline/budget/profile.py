@@ -65,6 +65,12 @@ def load_profile(uri: str, config: JobConfig, model: ModelInfo) -> Profile:
         raise UserError(f"{uri} is no profile: python -m jobs.plan --save-profile writes one") from None
     if not known:
         raise UserError(f"{uri} was written by another version of this program: measure a new one")
+    check_fits(profile, uri, config, model)
+    return profile
+
+
+def check_fits(profile: Profile, source: str, config: JobConfig, model: ModelInfo) -> None:
+    """Raise UserError where a profile, from `source`, is not of this model, number format, device or method."""
     wanted = {
         "model_hash": model.model_hash,
         "quantization": config.model.quantization,
@@ -79,5 +85,4 @@ def load_profile(uri: str, config: JobConfig, model: ModelInfo) -> Profile:
     for name, value in wanted.items():
         found = getattr(profile, name)
         if found != value:
-            raise UserError(f"{uri} was measured with another {name}: {str(found)[:12]}, this job has {value[:12]}")
-    return profile
+            raise UserError(f"{source} was measured with another {name}: {str(found)[:12]}, this job has {value[:12]}")
