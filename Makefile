@@ -6,7 +6,7 @@ DEMO_CLIPS ?= 24
 PY := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: demo test soak docs lint scores policies evaluate ablate lmms clean
+.PHONY: demo test soak docs lint scores policies uneven evaluate ablate lmms clean
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
@@ -37,6 +37,13 @@ policies: $(READY)
 	for policy in uniform keyframe; do $(PY) -m jobs.qa --config configs/demo-qa.yaml \
 	  manifest=out/policies/qa.jsonl output=out/policies/$$policy video.policy=$$policy || exit; done
 	$(PY) -m pipeline.tiny.policies out/policies/uniform out/policies/keyframe --json out/policies/comparison.json
+
+# What spending a budget unevenly brings: 5,000 questions about validation clips at the same mean retention, paired.
+uneven: $(READY)
+	$(PY) -m pipeline.tiny.clips --split validation --count 1000 --out out/uneven --cache out/clips
+	for adaptive in false true; do $(PY) -m jobs.qa --config configs/demo-qa.yaml budget.retention=0.05 \
+	  budget.adaptive=$$adaptive manifest=out/uneven/qa.jsonl output=out/uneven/$$adaptive || exit; done
+	$(PY) -m pipeline.tiny.policies out/uneven/false out/uneven/true --json out/uneven/comparison.json
 
 define both_jobs
 	for task in caption qa; do $(PY) -m jobs.$$task --config configs/demo-$$task.yaml \

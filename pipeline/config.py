@@ -138,6 +138,11 @@ class BudgetConfig(Section):
     max_retention: Number = Field(
         1.0, gt=0, le=1, description="a number from budget.min_retention to 1: the most that a budget may come to"
     )
+    adaptive: bool = Field(
+        False,
+        description="true or false: at the same mean, videos in which little happens keep less, down to half, and "
+        "eventful ones more, up to twice; with budget.retention, tokens_per_video or flops_share",
+    )
 
     @field_validator("retention", "tokens_per_video", "flops_share", "gpu_hours", "deadline", "usd")
     @classmethod
@@ -161,6 +166,14 @@ class BudgetConfig(Section):
             raise ValueError(f"budget.min_retention is {info.data['min_retention']:g}")
         return value
 
+    @field_validator("adaptive")
+    @classmethod
+    def _with_one_retention_for_all(cls, value: bool, info: ValidationInfo) -> bool:
+        by_time = next((name for name in ("gpu_hours", "deadline", "usd") if info.data.get(name) is not None), None)
+        if value and by_time:
+            raise ValueError(f"budget.{by_time} moves the retention itself: it cannot be spent unevenly as well")
+        return value
+
     @model_validator(mode="after")
     def _all_of_it_by_default(self) -> BudgetConfig:
         if all(getattr(self, name) is None for name in BUDGETS):
@@ -170,8 +183,9 @@ class BudgetConfig(Section):
     @model_serializer(mode="wrap")
     def _what_was_asked(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without the ways that were not taken; bounds only where they bound something."""
-        bounds = () if self.is_derived else ("min_retention", "max_retention")
-        return {name: value for name, value in serialize(self).items() if value is not None and name not in bounds}
+        silent = () if self.is_derived else ("min_retention", "max_retention")
+        silent += () if self.adaptive else ("adaptive",)
+        return {name: value for name, value in serialize(self).items() if value is not None and name not in silent}
 
     @property
     def is_derived(self) -> bool:
@@ -295,6 +309,14 @@ class JobConfig(Section):
             _no_secrets(value["calibration"])
         budget = info.data.get("budget")
         return {**value, "retention": budget.retention} if budget and not budget.is_derived else value
+
+    @field_validator("pruning")
+    @classmethod
+    def _reaches_what_an_uneven_budget_gives(cls, value: PruningConfig, info: ValidationInfo) -> PruningConfig:
+        budget = info.data.get("budget")
+        if isinstance(budget, BudgetConfig) and budget.adaptive and value.method != "hieravid":
+            raise ValueError(f"budget.adaptive needs hieravid, which reaches any retention, not {value.method}")
+        return value
 
     @field_validator("generation")
     @classmethod

@@ -150,6 +150,7 @@ def _answer(
                 "load": load or _engine_loader(model, pools),
                 "pruning": config.pruning,
                 "sampling": config.generation.model_dump(exclude={"prompt"}),
+                "is_uneven": config.budget.adaptive,
                 "samples": RowSamples.among(work.tasks, config.report.samples) if config.report.samples else None,
             }
             if steering is not None:

@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from pipeline.answer_stream import AnswerStream, Engine
 from pipeline.attempts import Attempts
+from pipeline.budget.uneven import Uneven
 from pipeline.errors import RowError
 from pipeline.frame_size import FrameSize
 from pipeline.remote_file import FileChanged, RemoteFile
@@ -178,14 +179,16 @@ class Answerer:
         attempts: Attempts | None = None,
         retention: Callable[[], float] | None = None,
         samples: RowSamples | None = None,
+        is_uneven: bool = False,
     ) -> None:
         """`load` gets the model in the actor; `sampling` holds what Request takes from the job's `generation`.
 
         `attempts` tells of videos that this process's like has died of; they get `retries` further attempts.
-        `retention` tells that of the next video, where it is not the one of `pruning` for all. Of `samples` a
-        picture is kept.
+        `retention` tells that of the next video, where it is not the one of `pruning` for all; where a budget
+        `is_uneven`, that is only their mean. Of `samples` a picture is kept.
         """
         self._retention = retention
+        self._uneven = Uneven(pruning.retention) if is_uneven else None
         self._samples = samples
         self._suspects = Suspects("generate", attempts, retries)
         engine = load()
@@ -221,6 +224,8 @@ class Answerer:
     def _answer(self, group: dict[str, Any], pixels: pa.Buffer) -> list[dict[str, Any]]:
         frames = np.frombuffer(pixels, np.uint8).reshape(group["shape"])
         retention = self._retention() if self._retention else None
+        if self._uneven:
+            retention = self._uneven(retention, frames, sum(item["retention"] is None for item in group["items"]))
         outcomes = self.stream.answer([self._request(group, item, frames, retention) for item in group["items"]])
         rows: list[dict[str, Any]] = []
         for item, outcome in zip(group["items"], outcomes, strict=True):

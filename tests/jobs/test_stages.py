@@ -1,6 +1,8 @@
 import functools
 from datetime import UTC, datetime, timedelta
 
+import av
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -61,6 +63,27 @@ def test_a_row_may_override_retention_and_length(tmp_path, decoder):
     engine = FakeEngine()
     answerer(engine)(table)
     assert [(r.retention, r.max_new_tokens) for r in engine.requests] == [(0.1, 3), (None, 16)]
+
+
+def test_an_uneven_budget_gives_a_video_s_rows_one_retention_of_their_own(tmp_path, decoder):
+    still, moving = tmp_path / "still.mp4", tmp_path / "moving.mp4"
+    write_video(moving, frames=20)
+    with av.open(str(still), "w") as container:
+        stream = container.add_stream("libx264", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        grey = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 90, np.uint8), format="rgb24")
+        for packet in [*(packet for _ in range(20) for packet in stream.encode(grey)), *stream.encode()]:
+            container.mux(packet)
+    engine = FakeEngine()
+    stage = Answerer(lambda: engine, PruningConfig(retention=0.3), SAMPLING, is_uneven=True)
+    for number in range(12):
+        path = (still, moving)[number % 2]
+        stage(decoder(groups(group(path, [item("a"), item("b"), item("c", retention=0.9)]))))
+    asked = np.array([request.retention for request in engine.requests]).reshape(12, 3)
+    assert (asked[:, 0] == asked[:, 1]).all()
+    assert (asked[:, 2] == 0.9).all()
+    assert asked[2::2, 0].max() < 0.3 < asked[3::2, 0].min()
+    assert asked[2:, 0].mean() == pytest.approx(0.3, rel=0.1)
 
 
 def test_the_job_s_sampling_reaches_the_engine(decoded):
