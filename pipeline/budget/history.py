@@ -65,8 +65,12 @@ def _answered(files: Sequence[str]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     columns = ["status", "host", *_VIDEO, *FACTS, *_TOLD]
     for uri in sorted(files)[:: -(-len(files) // _MOST_FILES)]:
-        table = pq.read_table(io.BytesIO(read_bytes(uri)), columns=columns)
-        rows += [row for row in table.to_pylist() if row["status"] == "ok"]
+        file = pq.ParquetFile(io.BytesIO(read_bytes(uri)))
+        if missing := set(columns).difference(file.schema_arrow.names):
+            raise UserError(
+                f"{uri} was written by another version of this program: it has no {', '.join(sorted(missing))}"
+            )
+        rows += [row for row in file.read(columns).to_pylist() if row["status"] == "ok"]
     return rows
 
 

@@ -117,3 +117,11 @@ def test_a_run_that_tells_nothing_of_this_model_is_refused(llm, job, rows, told)
 def test_a_folder_without_a_run_is_refused(llm, job, tmp_path):
     with pytest.raises(UserError, match="holds no run"):
         profile_of_run(str(tmp_path), job, llm, threads=1)
+
+
+def test_a_run_of_another_version_is_refused(llm, job):
+    output = write(job, NEW, [answered(llm, job, "a", 0.3)])
+    [file] = Path(output).rglob("*.parquet")
+    pq.write_table(pq.ParquetFile(file).read().drop_columns(["prune_ms", "host"]), file)
+    with pytest.raises(UserError, match=r"another version of this program: it has no host, prune_ms"):
+        profile_of_run(output, job, llm, threads=1)
