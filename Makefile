@@ -6,7 +6,7 @@ DEMO_CLIPS ?= 24
 PY := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: demo test soak docs lint scores policies uneven evaluate ablate lmms clean
+.PHONY: demo test soak docs lint scores policies plans uneven evaluate ablate lmms clean
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
@@ -37,6 +37,15 @@ policies: $(READY)
 	for policy in uniform keyframe; do $(PY) -m jobs.qa --config configs/demo-qa.yaml \
 	  manifest=out/policies/qa.jsonl output=out/policies/$$policy video.policy=$$policy || exit; done
 	$(PY) -m pipeline.tiny.policies out/policies/uniform out/policies/keyframe --json out/policies/comparison.json
+
+# How well a plan knows the run that follows: four runs, and beside the last three a plan by the run before.
+plans: $(READY)
+	rm -rf out/plans
+	$(PY) -m pipeline.tiny.clips --split validation --count $(DEMO_CLIPS) --out out/plans --cache out/clips
+	for run in 0 1 2 3; do $(PY) -m jobs.caption --config configs/demo-caption.yaml \
+	  manifest=out/plans/caption.jsonl output=out/plans/$$run || exit; done
+	for run in 1 2 3; do $(PY) -m jobs.plan --config configs/demo-caption.yaml manifest=out/plans/caption.jsonl \
+	  --profile out/plans/$$((run - 1)) --check out/plans/$$run/runs/2* || exit; done
 
 # What spending a budget unevenly brings: 5,000 questions about validation clips at the same mean retention, paired.
 uneven: $(READY)
