@@ -12,19 +12,13 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Callable, Sequence
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.nn.attention.bias import causal_lower_right
 
 from pipeline.engine.upload import upload
-
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:
-    varlen_attn = None
 
 
 def causal_options(function: Callable[..., Any]) -> dict[str, Any]:
@@ -38,7 +32,14 @@ def causal_options(function: Callable[..., Any]) -> dict[str, Any]:
     return causal | ({"enable_gqa": True} if "enable_gqa" in known else {})
 
 
-_OPTIONS = causal_options(varlen_attn) if varlen_attn is not None else {}
+@cache
+def varlen_kernel() -> Callable[..., torch.Tensor] | None:
+    """torch's `varlen_attn`, causal; None where this torch has none."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn  # late: it takes a second, torch's compiler comes along
+    except ImportError:
+        return None
+    return partial(varlen_attn, **causal_options(varlen_attn))
 
 
 def varlen_attention(
@@ -54,9 +55,10 @@ def varlen_attention(
     size]; returns the query's shape. A sequence with more keys than queries continues what the first
     keys are of: its last query sees all keys, the one before all but the last.
     """
-    if not has_varlen_kernel(query.device, query.dtype, query.shape[-1]):
+    kernel = varlen_kernel() if has_varlen_kernel(query.device, query.dtype, query.shape[-1]) else None
+    if kernel is None:
         return _one_by_one(query, key, value, query_lengths, key_lengths)
-    return varlen_attn(
+    return kernel(
         query,
         key,
         value,
@@ -64,7 +66,6 @@ def varlen_attention(
         _cumulated(tuple(key_lengths), query.device),
         max(query_lengths),
         max(key_lengths),
-        **_OPTIONS,
     )
 
 
@@ -72,8 +73,7 @@ def varlen_attention(
 def has_varlen_kernel(device: torch.device, dtype: torch.dtype, head_size: int) -> bool:
     """Whether flash attention takes tensors like these: from Ampere on, heads of up to 256 in steps of 8."""
     return (
-        varlen_attn is not None
-        and device.type == "cuda"
+        device.type == "cuda"
         and torch.version.hip is None
         and dtype in (torch.float16, torch.bfloat16)
         and head_size <= 256
@@ -104,8 +104,15 @@ def _one_by_one(
         q, k, v = (part.transpose(0, 1)[None] for part in parts)
         num_queries, num_keys = q.shape[2], k.shape[2]
         # A single query sees everything, and as many queries as keys are plainly causal: no mask is built.
-        bias = causal_lower_right(num_queries, num_keys) if 1 < num_queries < num_keys else None
+        bias = _lower_right(num_queries, num_keys) if 1 < num_queries < num_keys else None
         is_causal = num_queries == num_keys
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=is_causal, enable_gqa=is_grouped)
         outputs.append(attended[0].transpose(0, 1))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _lower_right(num_queries: int, num_keys: int) -> torch.Tensor:
+    """The mask of queries that end with the last key."""
+    from torch.nn.attention.bias import causal_lower_right  # late: it takes a second, torch's compiler comes along
+
+    return causal_lower_right(num_queries, num_keys)

@@ -6,15 +6,17 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from pipeline.engine.errors import ModelError
 from pruning.calibration import OWN_FILE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _BUILTIN = {"builtin:tiny": Path(__file__).parent.parent / "tiny" / "checkpoint"}
 

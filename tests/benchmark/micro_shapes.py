@@ -13,7 +13,7 @@ from pipeline.benchmark.engine.shapes import (
     siglip,
 )
 from pipeline.benchmark.engine.subject import Subject
-from pipeline.engine.families.llava_video_model import LlavaVideoConfig
+from pipeline.engine.families.llava_video_config import LlavaVideoConfig
 
 SIZE = (60, 80)
 

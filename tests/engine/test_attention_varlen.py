@@ -1,5 +1,7 @@
 """Packed causal attention against each sequence by itself, and what the CUDA kernel would be given."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -61,8 +63,8 @@ def kernel(monkeypatch):
         calls.append((cu_seq_q, cu_seq_k))
         return reference(query, key, value, query_lengths, key_lengths)
 
-    monkeypatch.setattr(attention_varlen, "varlen_attn", varlen_attn)
-    monkeypatch.setattr(attention_varlen, "_OPTIONS", causal_options(varlen_attn))
+    adapted = partial(varlen_attn, **causal_options(varlen_attn))
+    monkeypatch.setattr(attention_varlen, "varlen_kernel", lambda: adapted)
     monkeypatch.setattr(attention_varlen, "has_varlen_kernel", lambda *_: True)
     return calls
 
@@ -93,9 +95,8 @@ def test_the_adapter_follows_the_signature():
 
 
 def test_this_torch_has_the_function_and_its_causal_window():
-    from torch.nn.attention.varlen import varlen_attn
-
-    assert causal_options(varlen_attn)["window_size"] == (-1, 0)
+    kernel = attention_varlen.varlen_kernel()
+    assert kernel.keywords["window_size"] == (-1, 0)
 
 
 def test_the_cpu_has_no_kernel():

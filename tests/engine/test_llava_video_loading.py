@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from pipeline.engine import ModelError, VideoLLM, checkpoint, model_info
 from pipeline.engine.checkpoint import Checkpoint
 from pipeline.engine.families.llava_video import LlavaVideo
-from pipeline.engine.families.llava_video_model import LlavaVideoConfig, LlavaVideoModel
+from pipeline.engine.families.llava_video_config import LlavaVideoConfig
+from pipeline.engine.families.llava_video_model import LlavaVideoModel
 from pipeline.frame_size import FixedSize
 from tests.engine.checkpoints_llava_video import CHAT_TEMPLATE, SHAPES, TOWER, build_config, write_checkpoint
 

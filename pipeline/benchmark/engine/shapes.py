@@ -22,7 +22,8 @@ from pipeline.engine.checkpoint import Checkpoint
 from pipeline.engine.families import Family
 from pipeline.engine.families.llava_onevision import LlavaOnevision
 from pipeline.engine.families.llava_video import LlavaVideo
-from pipeline.engine.families.llava_video_model import LlavaVideoConfig, LlavaVideoModel
+from pipeline.engine.families.llava_video_config import LlavaVideoConfig
+from pipeline.engine.families.llava_video_model import LlavaVideoModel
 from pipeline.engine.families.qwen2_vl import Qwen2VL
 from pipeline.engine.families.qwen2_vl_pixels import PatchPreprocessor
 from pipeline.engine.preprocess import FramePreprocessor

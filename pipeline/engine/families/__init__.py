@@ -1,4 +1,8 @@
-"""Model families: how a checkpoint's frames and prompts become input embeddings."""
+"""Model families: how a checkpoint's frames and prompts become input embeddings.
+
+Their files import the configurations of transformers' models only. The models themselves, which take two seconds to
+import, are imported where one is loaded: who plans a job or checks one asks for sizes alone.
+"""
 
 from pipeline.engine.checkpoint import Checkpoint
 from pipeline.engine.errors import ModelError

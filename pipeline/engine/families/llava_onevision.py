@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 import torch
-from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
+from transformers import LlavaOnevisionConfig
 
 from pipeline.engine.chat import Chat
 from pipeline.engine.checkpoint import Checkpoint, one_line
@@ -47,6 +47,8 @@ class LlavaOnevision(ChatText, PlainPositions):
     @classmethod
     def load(cls, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Self:
         """Load from a folder; ModelError for parts that this family does not know."""
+        from transformers import LlavaOnevisionForConditionalGeneration  # late: see `families`
+
         config = _read_config(checkpoint)
         preprocessor = FramePreprocessor.from_folder(checkpoint.folder)
         preprocessor.check_side(config.vision_config.image_size, checkpoint.folder)

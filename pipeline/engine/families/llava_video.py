@@ -8,7 +8,7 @@ Zhang et al., "Video Instruction Tuning with Synthetic Data" (arXiv 2410.02713),
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 
@@ -16,13 +16,16 @@ from pipeline.engine.chat import Chat
 from pipeline.engine.checkpoint import Checkpoint
 from pipeline.engine.decoder import Decoder
 from pipeline.engine.families.base import ModelSizes, PromptTokens
-from pipeline.engine.families.llava_video_model import LlavaVideoConfig, LlavaVideoModel
+from pipeline.engine.families.llava_video_config import LlavaVideoConfig
 from pipeline.engine.families.siglip import SiglipTower
 from pipeline.engine.families.text import ChatText, PlainPositions
 from pipeline.engine.preprocess import FramePreprocessor
 from pipeline.engine.weights import fill_weights
 from pipeline.frame_size import FixedSize
 from pruning import VideoGrid
+
+if TYPE_CHECKING:
+    from pipeline.engine.families.llava_video_model import LlavaVideoModel
 
 _PLACE_HOLDER = "<image>"
 
@@ -46,6 +49,8 @@ class LlavaVideo(ChatText, PlainPositions):
     @classmethod
     def load(cls, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Self:
         """Load from a folder; ModelError for parts that this family does not know."""
+        from pipeline.engine.families.llava_video_model import LlavaVideoModel  # late: see `families`
+
         config = LlavaVideoConfig.read(checkpoint)
         side = config.vision.image_size
         half = (0.5, 0.5, 0.5)  # SigLIP's

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 import torch
-from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import Qwen2VLConfig
 
 from pipeline.engine.chat import Chat
 from pipeline.engine.checkpoint import Checkpoint, one_line
@@ -44,6 +44,8 @@ class Qwen2VL(ChatText):
     @classmethod
     def load(cls, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Self:
         """Load from a folder; ModelError for parts that this family does not know."""
+        from transformers import Qwen2VLForConditionalGeneration  # late: see `families`
+
         config = _read_config(checkpoint)
         preprocessor = _read_preprocessor(checkpoint, config)
         chat = Chat.from_folder(checkpoint.folder, config.video_token_id, config.image_token_id)
