@@ -73,10 +73,12 @@ class Decoder:
         self._suspects = Suspects("decode", attempts, retries)
         permit = threading.Lock()
         self._readers = [VideoReader(limits, permit) for _ in range(VIDEOS_AT_ONCE)]
-        # Last in, first out: where calls come one by one, one child serves them all.
+        # Last in, first out: where calls come one by one, one child serves them all. That one gets ready while the
+        # model loads; a second one would only take time from it.
         self._idle: LifoQueue[VideoReader] = LifoQueue()
         for reader in self._readers:
             self._idle.put(reader)
+        self._readers[-1].start(is_scaling=frame_size is not None)
 
     def __call__(self, groups: pa.Table) -> pa.Table:
         """Decode each group of the batch; the pipeline sends one at a time, so that frames leave at once."""

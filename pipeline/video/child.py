@@ -59,7 +59,7 @@ class Job:
     def _read(self) -> tuple[Message, list[int]]:
         from pipeline.video.decode import decode_frames
 
-        _import_decoders(scaling=self._frame_size is not None)
+        _import_decoders(self._frame_size is not None)
         self._channel.send({"type": "begun", "cpu_s": _cpu_s()})
         _set_alarm(self._order["alarm_s"])
         video = decode_frames(
@@ -132,12 +132,12 @@ def _is_out_of_memory(error: BaseException | None) -> bool:
     return False
 
 
-def _import_decoders(scaling: bool) -> None:
+def _import_decoders(is_scaling: bool) -> None:
     """Import what reading a video needs, before its clock starts: once in the life of the process."""
     import av  # noqa: F401
     import decord  # noqa: F401
 
-    if scaling:
+    if is_scaling:
         import torch
 
         torch.set_num_threads(1)
@@ -180,7 +180,11 @@ def main() -> NoReturn:
     frames = SharedFrames(most_bytes)
     with contextlib.suppress(EOFError, OSError):
         while True:
-            Job(channel, channel.receive(), frames).run()
+            order = channel.receive()
+            if order["type"] == "prepare":
+                _import_decoders(order["is_scaling"])
+            else:
+                Job(channel, order, frames).run()
     os._exit(0)  # without the destructors of the decoders
 
 

@@ -1,9 +1,10 @@
 """What a reader and its decoding process say to each other: JSON over a Unix socket, open files beside it.
 
-Reader to process: `read` (a job), `have` (ranges that are at hand now), `lost` (they cannot be fetched), `go`
-(decoding may begin). Process to reader: `begun` (all is imported: the clock starts), `need` (byte ranges),
-`planned` (the frames are chosen, may decoding begin?), `decoder` (which one is at work now), `done` (with a
-file of the frames) and `error`. A message is its length in 4 bytes, the most significant first, then the JSON.
+Reader to process: `prepare` (import what jobs need, ahead of the first), `read` (a job), `have` (ranges that are at
+hand now), `lost` (they cannot be fetched), `go` (decoding may begin). Process to reader: `begun` (all is imported:
+the clock starts), `need` (byte ranges), `planned` (the frames are chosen, may decoding begin?), `decoder` (which one
+is at work now), `done` (with a file of the frames) and `error`. A message is its length in 4 bytes, the most
+significant first, then the JSON.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -40,7 +40,7 @@ class VideoReader:
         permit: AbstractContextManager[Any] | None = None,
         child: str = "pipeline.video.child",
     ) -> None:
-        """The process is started by the first `read`.
+        """The process is started by the first `read`, or before it by `start`.
 
         `permit`, a `threading.Lock` for one, is held while the process decodes: readers that share it open and
         fetch their next videos while one of them decodes. `child` is the module that the process runs;
@@ -55,6 +55,14 @@ class VideoReader:
         self._least_mb = 0.0  # that it has occupied after one
         self.times = ReadTimes()
         """What the latest `read` took, also when it failed."""
+
+    def start(self, is_scaling: bool) -> None:
+        """Start the process, and do not wait for it: the first `read` then finds it ready, or finds out why it is not.
+
+        `is_scaling` says whether frames will be scaled, which takes torch and a second to import it.
+        """
+        with self._one_at_a_time, suppress(RowError, OSError):
+            self._ready_process().send({"type": "prepare", "is_scaling": is_scaling})
 
     def read(
         self,

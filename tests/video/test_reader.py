@@ -1,8 +1,10 @@
 """A reader outlives whatever its decoding processes do, and says of each video what became of it."""
 
 import contextlib
+import os
 import signal
 import threading
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -68,6 +70,45 @@ def test_frames_come_at_the_size_of_the_model(tmp_path):
     path = write_video(tmp_path / "a.mp4", frames=4)
     with VideoReader() as reader:
         assert reader.read(LocalFile(path), EIGHT, FixedSize(24, 32)).video.frames.shape == (4, 24, 32, 3)
+
+
+def test_a_process_that_is_started_ahead_has_its_libraries_before_the_first_video(tmp_path):
+    from pipeline.frame_size import FixedSize
+
+    path = write_video(tmp_path / "a.mp4", frames=4)
+    with VideoReader() as reader:
+        reader.start(is_scaling=True)
+        number = process_of(reader)
+        maps = Path(f"/proc/{number}/maps")
+        until = time.monotonic() + 60
+        while not all(name in maps.read_text() for name in ("libdecord", "libtorch")) and time.monotonic() < until:
+            time.sleep(0.05)
+        assert all(name in maps.read_text() for name in ("libdecord", "libtorch"))
+        assert reader.read(LocalFile(path), EIGHT, FixedSize(24, 32)).video.frames.shape == (4, 24, 32, 3)
+        assert process_of(reader) == number
+
+
+def test_a_process_that_dies_before_the_first_video_is_replaced(tmp_path):
+    path = write_video(tmp_path / "a.mp4", frames=4)
+    with VideoReader() as reader:
+        reader.start(is_scaling=False)
+        number = process_of(reader)
+        os.kill(number, signal.SIGKILL)
+        os.waitid(os.P_PID, number, os.WEXITED | os.WNOWAIT)
+        assert len(reader.read(LocalFile(path), EIGHT).video.frames) == 4
+        assert process_of(reader) != number
+
+
+def test_what_keeps_a_process_from_starting_is_told_by_the_first_read(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError("no more processes")
+
+    monkeypatch.setattr("pipeline.video.reader.ChildProcess", refuse)
+    with VideoReader() as reader:
+        reader.start(is_scaling=True)
+        error = error_of(reader, named(tmp_path, "fine"))
+    assert (error.stage, error.code) == ("decode", "decoder_crashed")
+    assert "no more processes" in error.message
 
 
 def test_frames_are_mapped_and_can_be_written(tmp_path, reader):
